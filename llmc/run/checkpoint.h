@@ -1,0 +1,60 @@
+/* Checkpoints. RUN/step_NNNNNNNN/ is a Hugging Face model directory (model.safetensors float32 with GPT-2's names and layout, config.json,
+ * tokenizer files when known) plus optimizer-RRRR-of-WWWW.safetensors (m and v, ranges named in its metadata), training_state.json and
+ * manifest.json (every file's size and XXH3-128, run id, step). Written under a temporary name, fsynced, renamed, parent
+ * fsynced: a directory with the final name is complete, or a later read finds out why it is not. */
+#ifndef LLMC_RUN_CHECKPOINT_H
+#define LLMC_RUN_CHECKPOINT_H
+#include "../gpt2.h"
+#include "monitor.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Every mutable field of training that is not a tensor. */
+typedef struct {
+    int64_t step;             /* steps done */
+    int64_t updates;          /* of them applied (AdamW's t) */
+    uint64_t samples;         /* data position */
+    uint64_t seed;
+    Monitor monitor;
+    double best_val_loss, last_val_loss;  /* NaN: none yet */
+    double seconds;           /* training time so far */
+} TrainState;
+
+/* What must not change between the parts of a run, as name = value lines; each line belongs to a class ("data", "tokenizer", "shape",
+ * "batch", "schedule", "optimizer", ...) that --allow-change takes. */
+typedef struct { const char *class_name, *name, *value; } FixedFact;
+typedef struct {
+    char run_id[33];          /* random, made when the run starts; in every file of the run */
+    const FixedFact *facts;
+    size_t n_facts;
+    const char *tokenizer_dir;/* its files are copied into each checkpoint; NULL: none */
+} RunIdentity;
+
+bool run_id_create(char run_id[33]);
+/* Writes RUN/step_N. Previous checkpoints are untouched whatever happens. EXIT_STORAGE. */
+bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e);
+/* Removes what keep_last and keep_every leave out, and temporary left-overs of this run; never the only valid one. keep_last >= 1; keep_every 0 = none. */
+bool checkpoint_retain(const char *run_dir, int keep_last, int64_t keep_every, Error *e);
+/* Full check of one directory: manifest, sizes, checksums, headers. The message names file, (tensor,) expected, found. */
+bool checkpoint_verify(const char *dir, Error *e);
+/* Path of the newest valid checkpoint; says on `report` (may be NULL) each one it rejected and why. Returns false with
+ * e->code EXIT_NO_CHECKPOINT when some exist and none is valid, and false with e->code 0 when there are none at all. */
+bool checkpoint_newest(const char *run_dir, char path[4096], FILE *report, Error *e);
+/* Loads weights, m, v, state. id->facts are compared with the recorded ones: a difference whose class is not in allow
+ * (comma separated, may be NULL) is EXIT_USAGE and names class, name, recorded value, present value. id->run_id is filled in. */
+bool checkpoint_load(const char *dir, GPT2 *model, TrainState *state, RunIdentity *id, const char *allow, Error *e);
+/* The recorded value of a fact, for tools and for the start of a resumed run; caller frees; NULL when absent. */
+char *checkpoint_fact(const char *dir, const char *name);
+
+/* ---- models from elsewhere: a HF GPT-2 directory, a .safetensors file, or a llm.c weights .bin (fp32 v3, bf16 v5) ---- */
+bool import_config(const char *path, GPT2Config *config, Error *e);    /* shape, from config.json or from the tensors */
+bool import_weights(const char *path, GPT2 *model, Error *e);          /* missing, surplus, misshapen tensors are named */
+/* The directory of `path` when it holds tokenizer files, else NULL; caller frees. */
+char *import_tokenizer_dir(const char *path);
+/* model.safetensors + config.json (+ tokenizer files) into dir, as from_pretrained takes it. */
+bool export_model(const char *dir, const GPT2 *model, const char *tokenizer_dir, Error *e);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,29 @@
+/* Watches loss and gradient norm: z-scores over a window of past finite values, limits above which a step is skipped, and the count of
+ * non-finite steps in a row. All of it is plain data that goes into the checkpoint. */
+#ifndef LLMC_RUN_MONITOR_H
+#define LLMC_RUN_MONITOR_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+enum { MONITOR_WINDOW = 128 };
+typedef struct {
+    float values[MONITOR_WINDOW]; /* ring of finite values */
+    uint32_t n, next;
+} MonitorWindow;
+typedef struct {
+    MonitorWindow loss, norm;
+    int64_t nonfinite_in_row, nonfinite_total, spikes_total;
+} Monitor;
+/* z of value against the window; NaN while the window is not full or for a non-finite value. Population deviation, in double, oldest first. */
+double monitor_z(const MonitorWindow *w, double value);
+/* Largest value whose z is at most z_limit; INFINITY when z_limit <= 0 or the window is not full. */
+float monitor_limit(const MonitorWindow *w, double z_limit);
+/* Takes a step's outcome (skip: a SKIP_ value of ops.h). Non-finite and skipped values do not enter the window. */
+void monitor_step(Monitor *m, float loss, float norm, int skip);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,44 @@
+/* One optimizer step: accumulate, reduce, decide, update. Knows nothing of files, devices or ranks. */
+#ifndef LLMC_TRAIN_H
+#define LLMC_TRAIN_H
+#include "gpt2.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What the host tells a step. */
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay, grad_clip;
+    float loss_limit, norm_limit;  /* INFINITY: never skip for it */
+    uint64_t seed;
+    int64_t step;
+} StepParams;
+
+/* What came of it. */
+typedef struct {
+    float loss, grad_norm;
+    int skip;                      /* SKIP_ value */
+    int64_t updates;               /* applied so far */
+} StepResult;
+
+typedef struct {
+    GPT2 *model;
+    Acts *acts;
+    Step state;                    /* backend memory */
+} Trainer;
+
+bool trainer_create(Trainer *trainer, GPT2 *model, Acts *acts, Error *e);
+void trainer_destroy(Trainer *trainer);
+void trainer_set_updates(Trainer *trainer, int64_t updates);  /* when resuming */
+
+/* Gives micro-batch i of the step: (B, T) tokens and targets, valid until the next call. */
+typedef void (*MicroBatchFn)(void *context, size_t i, const int32_t **tokens, const int32_t **targets);
+
+/* n_micro micro-batches of acts->B x acts->T. All gradients, m, v, master and params follow the contract of ops.h; a skipped
+ * step leaves weights and moments bit for bit as they were. */
+StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
