@@ -29,7 +29,6 @@ endif
 ifeq ($(FAULT),1)
 FLAGS   += -DLLMC_FAULT_INJECTION
 endif
-FLAGS   += -DLLMC_BUILD_ID='"$(shell git describe --always --dirty 2>/dev/null || echo unversioned)"'
 
 LIB      := $(BUILD)/libllmc.a
 LIB_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/*/*.c))
@@ -53,7 +52,7 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(CC) $(FLAGS) -c $< -o $@
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -x c -c $< -o $@
+	$(CC) $(FLAGS) $(FLAGS_ID) -x c -c $< -o $@
 $(LIB): $(LIB_OBJ)
 	@rm -f $@; ar rcs $@ $^
 LINK = $(CC) $(FLAGS) -o $@ $< $(LIB) $(LDFLAGS) $(LIBS)
@@ -71,6 +70,13 @@ $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
 # Rebuild when compiler or flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD); echo '$(CC) $(subst ','\'',$(FLAGS))' | cmp -s - $@ || echo '$(CC) $(subst ','\'',$(FLAGS))' > $@
+
+# The build's name goes into the one file that asks for it.
+BUILD_ID := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
+$(BUILD)/build_id: FORCE
+	@mkdir -p $(BUILD); echo '$(BUILD_ID)' | cmp -s - $@ || echo '$(BUILD_ID)' > $@
+$(BUILD)/train_gpt2.o: $(BUILD)/build_id
+$(BUILD)/train_gpt2.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
 
 test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%)
 test: ## build and run the whole test suite (last line: N passed, N failed)
