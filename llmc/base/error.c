@@ -17,14 +17,18 @@ bool fail(Error *e, int code, const char *format, ...) {
 
 bool fail_in(Error *e, const char *format, ...) {
     if (!e) return false;
-    char text[sizeof e->text];
+    char old[sizeof e->text];
+    memcpy(old, e->text, sizeof old);
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = vsnprintf(e->text, sizeof e->text, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof text) return false;
-    snprintf(text + n, sizeof text - (size_t)n, ": %s", e->text);
-    memcpy(e->text, text, sizeof text);
+    size_t at = n < 0 ? 0 : (size_t)n, room = sizeof e->text - 1;
+    if (at + 2 >= room) return false;
+    size_t length = strnlen(old, room - at - 2);
+    memcpy(e->text + at, ": ", 2);
+    memcpy(e->text + at + 2, old, length);
+    e->text[at + 2 + length] = 0;
     return false;
 }
 
