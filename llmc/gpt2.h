@@ -122,7 +122,7 @@ typedef struct {
 } BlockActs;
 
 typedef struct {
-    size_t B, T;              /* shape of a micro-batch; T at most config.T */
+    size_t B, T;              /* shape of a micro-batch; T at most config.T. Either may be lowered between forwards */
     Keep keep;
     bool backward;
     BlockActs *blocks;        /* L, some fields shared */
@@ -130,7 +130,9 @@ typedef struct {
     Act lnf; Stat lnf_mean, lnf_rstd; Act resf;
     Stat losses;              /* (N) per-row losses of the last forward, -1 targets: 0 */
     Tokens tokens, targets;   /* (B, T) */
-    Act dres, dnorm, dqkv, dfc, datt; /* gradients of activations, reused by all blocks */
+    /* gradients of activations, reused by all blocks: of the residual stream (N, C), of a branch's narrow activation (N, C), of
+     * its wide one (N, 4C): qkv or fc */
+    Act dres, dnarrow, dwide;
 } Acts;
 
 /* Allocates and plans scratch (runs the step once in plan mode). Training and evaluation each have their own. */

@@ -14,8 +14,8 @@ static char test_skip_reason[256];
 #define EXPECT(condition, ...)                                                                                         \
     do {                                                                                                               \
         if (!(condition) && test_errors++ < 10) {                                                                      \
-            printf("FAILED %s: %s:%d: %s; ", test_name, __FILE__, __LINE__, #condition);                               \
-            printf("" __VA_ARGS__);                                                                                    \
+            printf("FAILED %s: %s:%d: %s;", test_name, __FILE__, __LINE__, #condition);                                \
+            printf(" " __VA_ARGS__);                                                                                   \
             printf("\n");                                                                                              \
         }                                                                                                              \
     } while (0)

@@ -2,7 +2,9 @@
  * test builds (-DLLMC_FAULT_INJECTION) inject faults, counted over the process:
  *   LLMC_FAULT="kill@io=K"          SIGKILL at the K-th call (1-based) to write, fsync, rename, mkdir or unlink below
  *   LLMC_FAULT="errno=ENOSPC@io=K"  the K-th such call fails with that errno
+ *   LLMC_FAULT="short@io=K"         the K-th such call, if a write, takes only half of the bytes
  *   LLMC_FAULT="kill@step=S"        SIGKILL where fault_point("step", S) is reached; likewise other named points
+ * Several faults are separated by ";"; anything else is refused with exit code 2.
  * The build that can do this says so once on stderr when LLMC_FAULT is set. */
 #ifndef LLMC_BASE_IO_H
 #define LLMC_BASE_IO_H

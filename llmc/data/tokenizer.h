@@ -31,6 +31,9 @@ char *tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t n, size_t 
 typedef struct BpeTrainer BpeTrainer;
 BpeTrainer *bpe_trainer_create(size_t vocab_size, Error *e);           /* at least 257 */
 void bpe_trainer_feed(BpeTrainer *trainer, const char *text, size_t bytes);
+/* Feeds whole files ("-": stdin) of any size, in pieces cut where no pre-token can span; document_marker (NULL: none) is left out of the text. */
+bool bpe_trainer_feed_files(BpeTrainer *trainer, char **paths, size_t n_paths, const char *document_marker, Error *e);
+void bpe_trainer_free(BpeTrainer *trainer);                            /* without finishing; NULL is fine */
 /* progress may be NULL: called with merges done and wanted. Fewer merges than asked for when no pair occurs twice. Frees trainer. */
 Tokenizer *bpe_trainer_finish(BpeTrainer *trainer, void (*progress)(size_t done, size_t of), Error *e);
 

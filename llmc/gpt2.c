@@ -1,0 +1,429 @@
+/* GPT-2: parameters, activations, forward, backward, as calls of ops. Which memory they live in and how an op is computed is the
+ * backend's; files, schedules and ranks are elsewhere. */
+#include "gpt2.h"
+#include "base/rng.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- configuration ------------------------------------------------------------------------------------------------ */
+
+static const struct { const char *name, *alias; GPT2Config config; } known_models[] = {
+    {"gpt2", "124M", {50257, 0, 12, 12, 768, 1024}},
+    {"gpt2-medium", "350M", {50257, 0, 24, 16, 1024, 1024}},
+    {"gpt2-large", "774M", {50257, 0, 36, 20, 1280, 1024}},
+    {"gpt2-xl", "1558M", {50257, 0, 48, 25, 1600, 1024}},
+    /* GPT-3, Brown et al. 2020, table 2.1. Its 24 heads at C 2048 and C 5140 do not divide; 16 heads and C 5120 are what is trained in practice. */
+    {"gpt3-125m", NULL, {50257, 0, 12, 12, 768, 2048}},
+    {"gpt3-350m", NULL, {50257, 0, 24, 16, 1024, 2048}},
+    {"gpt3-760m", NULL, {50257, 0, 24, 16, 1536, 2048}},
+    {"gpt3-1.3b", NULL, {50257, 0, 24, 16, 2048, 2048}},
+    {"gpt3-2.7b", NULL, {50257, 0, 32, 32, 2560, 2048}},
+    {"gpt3-6.7b", NULL, {50257, 0, 32, 32, 4096, 2048}},
+    {"gpt3-13b", NULL, {50257, 0, 40, 40, 5120, 2048}},
+};
+
+bool gpt2_config_by_name(GPT2Config *config, const char *name, Error *e) {
+    char names[400] = "";
+    for (size_t i = 0; i < sizeof known_models / sizeof *known_models; i++) {
+        const char *alias = known_models[i].alias;
+        if (strcmp(name, known_models[i].name) == 0 || (alias && strcmp(name, alias) == 0)) {
+            *config = known_models[i].config;
+            return gpt2_config_check(config, e);
+        }
+        strcat(strcat(names, i ? ", " : ""), known_models[i].name);
+    }
+    return fail(e, EXIT_USAGE, "--model %s is not a known model; known are %s (or give --layers, --channels, --heads)", name, names);
+}
+
+bool gpt2_config_check(GPT2Config *c, Error *e) {
+    const struct { const char *name; size_t value, max; } limits[] = {
+        {"vocabulary size", c->V, 1u << 24}, {"number of layers", c->L, 10000}, {"number of heads", c->H, 65536},
+        {"number of channels", c->C, 1u << 20}, {"sequence length", c->T, 1u << 24}};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+        if (limits[i].value < 1 || limits[i].value > limits[i].max)
+            return fail(e, EXIT_USAGE, "model shape: the %s is %zu; expected 1 to %zu", limits[i].name, limits[i].value, limits[i].max);
+    if (c->C % c->H)
+        return fail(e, EXIT_USAGE, "model shape: %zu channels are not divisible by %zu heads; change --channels or --heads", c->C, c->H);
+    c->Vp = (c->V + 127) / 128 * 128;
+    return true;
+}
+
+double gpt2_flops_per_token(const GPT2Config *config, size_t T) {
+    const GPT2Config *c = config;
+    double n = 0;
+#define ADD_SIZE(field, name, scope, rows, cols, ...) n += (double)(rows) * (double)(cols) * (double)((scope) == UNIT_BLOCK ? c->L : 1);
+    GPT2_PARAMS(ADD_SIZE)
+#undef ADD_SIZE
+    return 6 * n + 6 * (double)c->L * (double)c->C * (double)T;
+}
+
+/* ---- parameter layout --------------------------------------------------------------------------------------------- */
+
+static const struct { const char *name; int scope; bool conv1d; char init; bool decay; } param_table[PARAM_COUNT] = {
+#define ROW(field, name, scope, rows, cols, conv1d, init, decay) {name, scope, conv1d, init, decay},
+    GPT2_PARAMS(ROW)
+#undef ROW
+};
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/* Rows and columns of a parameter for this configuration. */
+static void param_shape(const GPT2Config *c, ParamId id, size_t *rows, size_t *cols) {
+    const size_t shapes[PARAM_COUNT][2] = {
+#define SHAPE(field, name, scope, r, k, ...) {r, k},
+        GPT2_PARAMS(SHAPE)
+#undef SHAPE
+    };
+    *rows = shapes[id][0];
+    *cols = shapes[id][1];
+}
+
+static void layout_add(ParamLayout *layout, const GPT2Config *c, ParamId id, size_t unit, size_t *offset) {
+    ParamTensor *t = &layout->tensors[layout->n_tensors++];
+    *t = (ParamTensor){.id = id, .unit = unit, .conv1d = param_table[id].conv1d, .init = param_table[id].init,
+                       .decay = param_table[id].decay, .offset = *offset};
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(t->name, sizeof t->name, param_table[id].name, unit - 1);
+#pragma GCC diagnostic pop
+    param_shape(c, id, &t->rows, &t->cols);
+    t->file_rows = id == PARAM_wte ? c->V : t->rows;
+    layout->n_params += t->file_rows * t->cols;
+    AdamWSegment *last = layout->n_segments ? &layout->segments[layout->n_segments - 1] : NULL;
+    size_t n = t->file_rows * t->cols;
+    if (last && last->decay == t->decay && last->first + last->n == t->offset) last->n += n;
+    else layout->segments[layout->n_segments++] = (AdamWSegment){t->offset, n, t->decay};
+    *offset = round_up(*offset + t->rows * t->cols, 64);
+}
+
+void gpt2_layout(ParamLayout *layout, const GPT2Config *config, size_t unit_align) {
+    *layout = (ParamLayout){.n_units = config->L + 2};
+    size_t most = PARAM_COUNT * (config->L + 2), offset = 0;
+    layout->tensors = xcalloc(most, sizeof *layout->tensors);
+    layout->segments = xcalloc(most, sizeof *layout->segments);
+    layout->unit_begin = xcalloc(config->L + 3, sizeof *layout->unit_begin);
+    for (size_t unit = 0; unit < layout->n_units; unit++) {
+        int scope = unit == 0 ? UNIT_EMBED : unit <= config->L ? UNIT_BLOCK : UNIT_FINAL;
+        layout->unit_begin[unit] = offset;
+        for (int id = 0; id < PARAM_COUNT; id++)
+            if (param_table[id].scope == scope) layout_add(layout, config, (ParamId)id, unit, &offset);
+        offset = round_up(offset, unit_align);
+    }
+    layout->unit_begin[layout->n_units] = layout->n_elements = offset;
+}
+
+void gpt2_layout_free(ParamLayout *layout) {
+    free(layout->tensors);
+    free(layout->segments);
+    free(layout->unit_begin);
+    *layout = (ParamLayout){0};
+}
+
+/* ---- the model's memory ------------------------------------------------------------------------------------------- */
+
+enum { UNIT_ALIGN = 512 };
+
+bool gpt2_create(GPT2 *model, Backend *be, const GPT2Config *config, bool trainable, Error *e) {
+    *model = (GPT2){.config = *config, .backend = be};
+    gpt2_layout(&model->layout, config, UNIT_ALIGN);
+    size_t n = model->layout.n_elements;
+    bool same = strcmp(be->dtype, "fp32") == 0;
+    model->master.p = be->alloc(be, same ? MEM_WEIGHTS : MEM_MASTER, "master weights (float32)", n * sizeof(float), e);
+    model->params.p = same ? (void *)model->master.p : be->alloc(be, MEM_WEIGHTS, "weights", n * be->elem_bytes, e);
+    bool ok = model->master.p && model->params.p;
+    if (ok && trainable) {
+        model->grads.p = be->alloc(be, MEM_GRADIENTS, "gradients (float32)", n * sizeof(float), e);
+        model->m.p = model->grads.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW first moment", n * sizeof(float), e) : NULL;
+        model->v.p = model->m.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW second moment", n * sizeof(float), e) : NULL;
+        ok = model->v.p != NULL;
+    }
+    if (!ok) gpt2_destroy(model);
+    return ok;
+}
+
+static void release(Backend *be, void *p) {
+    if (p) be->release(be, p);
+}
+
+void gpt2_destroy(GPT2 *model) {
+    Backend *be = model->backend;
+    if (model->params.p != (void *)model->master.p) release(be, model->params.p);
+    release(be, model->master.p);
+    release(be, model->grads.p);
+    release(be, model->m.p);
+    release(be, model->v.p);
+    gpt2_layout_free(&model->layout);
+    *model = (GPT2){0};
+}
+
+static Par par(const GPT2 *m, const ParamTensor *t) { return (Par){(char *)m->params.p + t->offset * m->backend->elem_bytes}; }
+
+static float *float_at(const GPT2 *m, int which, const ParamTensor *t) {
+    float *bases[] = {m->master.p, m->grads.p, m->m.p, m->v.p};
+    CHECK(bases[which], "%s: the model holds no array %d", t->name, which);
+    return bases[which] + t->offset;
+}
+
+void gpt2_params_changed(GPT2 *model) {
+    Backend *be = model->backend;
+    if (model->params.p == (void *)model->master.p) return;
+    be->cast_params(be, &(CastParams){.out = model->params, .in = model->master, .n = model->layout.n_elements});
+}
+
+void gpt2_init(GPT2 *model, uint64_t seed) {
+    Backend *be = model->backend;
+    for (size_t i = 0; i < model->layout.n_tensors; i++) {
+        const ParamTensor *t = &model->layout.tensors[i];
+        size_t n = t->file_rows * t->cols;
+        float *values = xmalloc(n * sizeof(float));
+        float sigma = t->init == 'r' ? 0.02f / sqrtf(2.0f * (float)model->config.L) : 0.02f;
+        bool normal = t->init == 'n' || t->init == 'r';
+#pragma omp parallel for
+        for (size_t k = 0; k < n; k++)
+            values[k] = normal ? sigma * rng_normal(seed, (uint32_t)(RNG_INIT + i), 0, k) : t->init == '1' ? 1.0f : 0.0f;
+        be->upload(be, float_at(model, PARAM_MASTER, t), values, n * sizeof(float));
+        free(values);
+    }
+    gpt2_params_changed(model);
+}
+
+static void transpose(float *out, const float *in, size_t rows, size_t cols) {
+    enum { TILE = 32 };
+    for (size_t r0 = 0; r0 < rows; r0 += TILE)
+        for (size_t c0 = 0; c0 < cols; c0 += TILE)
+            for (size_t r = r0; r < rows && r < r0 + TILE; r++)
+                for (size_t c = c0; c < cols && c < c0 + TILE; c++) out[c * rows + r] = in[r * cols + c];
+}
+
+void gpt2_tensor_get(const GPT2 *model, const ParamTensor *t, int which, float *file_values) {
+    Backend *be = model->backend;
+    size_t bytes = t->file_rows * t->cols * sizeof(float);
+    float *here = t->conv1d ? xmalloc(bytes) : file_values;
+    be->download(be, here, float_at(model, which, t), bytes);
+    if (!t->conv1d) return;
+    transpose(file_values, here, t->rows, t->cols);
+    free(here);
+}
+
+void gpt2_tensor_set(GPT2 *model, const ParamTensor *t, int which, const float *file_values) {
+    Backend *be = model->backend;
+    size_t bytes = t->file_rows * t->cols * sizeof(float);
+    float *here = NULL;
+    if (t->conv1d) transpose(here = xmalloc(bytes), file_values, t->cols, t->rows);
+    be->upload(be, float_at(model, which, t), here ? here : file_values, bytes);
+    free(here);
+}
+
+/* ---- activations -------------------------------------------------------------------------------------------------- */
+
+/* Handles of one kind are allocated alike; a block's field is its own or, under the policy `keep`, block 0's. */
+static bool block_acts_alloc(Acts *a, GPT2 *model, Error *e) {
+    Backend *be = model->backend;
+    size_t N = a->B * a->T, C = model->config.C, elem = be->elem_bytes;
+    size_t saved_bytes = be->attention_saved_bytes(be, a->B, a->T, model->config.H, C / model->config.H);
+    const size_t unit_Act = elem, unit_Stat = sizeof(float), unit_Saved = 1;
+    for (size_t l = 0; l < model->config.L; l++) {
+#define ALLOC(field, Type, elements, policy)                                                                           \
+        if (l > 0 && a->keep >= (policy)) a->blocks[l].field = a->blocks[0].field;                                     \
+        else if (!(a->blocks[l].field.p = be->alloc(be, MEM_ACTIVATIONS, #field, (elements) * unit_##Type, e))) return false;
+        GPT2_ACTS(ALLOC)
+#undef ALLOC
+    }
+    return true;
+}
+
+static bool head_acts_alloc(Acts *a, Backend *be, size_t C, Error *e) {
+    size_t N = a->B * a->T, NC = N * C * be->elem_bytes;
+    const struct { void **p; const char *what; size_t bytes; bool wanted; } rows[] = {
+        {&a->x.p, "embedding", NC, true}, {&a->y.p, "branch output", NC, true}, {&a->lnf.p, "final norm", NC, true},
+        {&a->resf.p, "final residual", NC, true}, {(void **)&a->lnf_mean.p, "final mean", N * sizeof(float), true},
+        {(void **)&a->lnf_rstd.p, "final rstd", N * sizeof(float), true}, {(void **)&a->losses.p, "losses", N * sizeof(float), true},
+        {(void **)&a->tokens.p, "tokens", N * sizeof(int32_t), true}, {(void **)&a->targets.p, "targets", N * sizeof(int32_t), true},
+        {&a->dres.p, "gradient of the residual stream", NC, a->backward}, {&a->dnarrow.p, "gradient of a branch", NC, a->backward},
+        {&a->dwide.p, "gradient of qkv or fc", 4 * NC, a->backward}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].wanted && !(*rows[i].p = be->alloc(be, MEM_ACTIVATIONS, rows[i].what, rows[i].bytes, e))) return false;
+    return true;
+}
+
+static void forward(GPT2 *m, Acts *a);
+static void head(GPT2 *m, Acts *a, float scale);
+static void backward(GPT2 *m, Acts *a);
+
+bool gpt2_acts_create(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool with_backward, Error *e) {
+    Backend *be = model->backend;
+    CHECK(T >= 1 && T <= model->config.T && B >= 1, "activations for B %zu T %zu, model T %zu", B, T, model->config.T);
+    CHECK(!with_backward || (keep != KEEP_NONE && model->grads.p), "a backward needs kept activations and gradients");
+    *a = (Acts){.B = B, .T = T, .keep = keep, .backward = with_backward};
+    a->blocks = xcalloc(model->config.L, sizeof *a->blocks);
+    bool ok = block_acts_alloc(a, model, e) && head_acts_alloc(a, be, model->config.C, e);
+    if (ok) {
+        be->plan_begin(be);
+        forward(model, a);
+        head(model, a, 0);
+        if (with_backward) backward(model, a);
+        be->head_logits(be, &(HeadLogits){.logits = a->losses, .x = a->lnf, .w = {model->params.p}, .N = 1, .C = model->config.C, .V = model->config.V});
+        ok = be->plan_end(be, e);
+    }
+    if (!ok) gpt2_acts_destroy(a, model);
+    return ok;
+}
+
+void gpt2_acts_destroy(Acts *a, GPT2 *model) {
+    Backend *be = model->backend;
+    for (size_t l = model->config.L; a->blocks && l-- > 0;) {
+#define RELEASE(field, ...) if (l == 0 || a->blocks[l].field.p != a->blocks[0].field.p) release(be, a->blocks[l].field.p);
+        GPT2_ACTS(RELEASE)
+#undef RELEASE
+    }
+    void *others[] = {a->x.p, a->y.p, a->lnf.p, a->resf.p, a->lnf_mean.p, a->lnf_rstd.p, a->losses.p,
+                      a->tokens.p, a->targets.p, a->dres.p, a->dnarrow.p, a->dwide.p};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) release(be, others[i]);
+    free(a->blocks);
+    *a = (Acts){0};
+}
+
+/* ---- forward and backward ----------------------------------------------------------------------------------------- */
+
+/* Parameters and gradients of one unit under their names, found by walking the unit's tensors. */
+typedef struct {
+#define FIELD(field, ...) Par field; Grad d##field;
+    GPT2_PARAMS(FIELD)
+#undef FIELD
+} Unit;
+
+static Unit unit_of(const GPT2 *m, size_t unit) {
+    Unit u = {0};
+    size_t first = unit == 0 ? 0 : unit <= m->config.L ? 2 + 12 * (unit - 1) : 2 + 12 * m->config.L;
+    for (const ParamTensor *t = m->layout.tensors + first; t < m->layout.tensors + m->layout.n_tensors && t->unit == unit; t++) {
+        Grad g = {m->grads.p ? m->grads.p + t->offset : NULL};
+        switch (t->id) {
+#define SET(field, ...) case PARAM_##field: u.field = par(m, t); u.d##field = g; break;
+            GPT2_PARAMS(SET)
+#undef SET
+        default: break;
+        }
+    }
+    return u;
+}
+_Static_assert(PARAM_COUNT == 2 + 12 + 2, "unit_of and train's layout walk count on 2 + 12 L + 2 tensors");
+
+/* Up to the MLP's hidden layer; the block's input is x + y. Recomputation calls it again with x = the kept sum. */
+static void block_forward_hidden(GPT2 *m, Acts *a, size_t l, const Unit *u, Act x, Act y) {
+    Backend *be = m->backend;
+    BlockActs *b = &a->blocks[l];
+    size_t B = a->B, T = a->T, N = B * T, C = m->config.C, H = m->config.H;
+    Act kept = x.p == b->res1.p ? (Act){NULL} : b->res1;
+    be->add_norm_forward(be, &(AddNormForward){.out = b->ln1, .residual = kept, .mean = b->ln1_mean, .rstd = b->ln1_rstd,
+                                               .x = x, .y = y, .gamma = u->ln1w, .beta = u->ln1b, .N = N, .C = C});
+    be->linear_forward(be, &(LinearForward){.out = b->qkv, .inp = b->ln1, .w = u->qkvw, .b = u->qkvb, .N = N, .C = C, .OC = 3 * C});
+    be->attention_forward(be, &(AttentionForward){.out = b->att, .saved = b->att_saved, .qkv = b->qkv, .B = B, .T = T, .H = H, .D = C / H});
+    be->linear_forward(be, &(LinearForward){.out = a->y, .inp = b->att, .w = u->attprojw, .b = u->attprojb, .N = N, .C = C, .OC = C});
+    be->add_norm_forward(be, &(AddNormForward){.out = b->ln2, .residual = b->res2, .mean = b->ln2_mean, .rstd = b->ln2_rstd,
+                                               .x = b->res1, .y = a->y, .gamma = u->ln2w, .beta = u->ln2b, .N = N, .C = C});
+    be->linear_forward(be, &(LinearForward){.out = b->fc, .pre_gelu = b->fc_pre, .inp = b->ln2, .w = u->fcw, .b = u->fcb, .N = N, .C = C, .OC = 4 * C});
+}
+
+static void forward(GPT2 *m, Acts *a) {
+    Backend *be = m->backend;
+    size_t L = m->config.L, C = m->config.C, N = a->B * a->T;
+    be->mark(be, MARK_PARAMS_NEEDED, 0);
+    Unit u = unit_of(m, 0);
+    be->embed_forward(be, &(EmbedForward){.out = a->x, .tokens = a->tokens, .wte = u.wte, .wpe = u.wpe, .B = a->B, .T = a->T, .C = C, .V = m->config.V});
+    Act x = a->x, y = {NULL};
+    for (size_t l = 0; l < L; l++) {
+        BlockActs *b = &a->blocks[l];
+        be->mark(be, MARK_PARAMS_NEEDED, l + 1);
+        u = unit_of(m, l + 1);
+        block_forward_hidden(m, a, l, &u, x, y);
+        be->linear_forward(be, &(LinearForward){.out = a->y, .inp = b->fc, .w = u.fcprojw, .b = u.fcprojb, .N = N, .C = 4 * C, .OC = C});
+        x = b->res2;
+        y = a->y;
+    }
+    be->mark(be, MARK_PARAMS_NEEDED, L + 1);
+    u = unit_of(m, L + 1);
+    be->add_norm_forward(be, &(AddNormForward){.out = a->lnf, .residual = a->resf, .mean = a->lnf_mean, .rstd = a->lnf_rstd,
+                                               .x = x, .y = y, .gamma = u.lnfw, .beta = u.lnfb, .N = N, .C = C});
+}
+
+/* Loss and, when a backward follows, its gradient into dnarrow. */
+static void head(GPT2 *m, Acts *a, float scale) {
+    Backend *be = m->backend;
+    Unit u = unit_of(m, 0);
+    HeadLoss args = {.losses = a->losses, .x = a->lnf, .w = u.wte, .targets = a->targets,
+                     .N = a->B * a->T, .C = m->config.C, .V = m->config.V, .scale = scale};
+    if (a->backward) args.dx = a->dnarrow, args.dw = u.dwte;
+    be->head_loss(be, &args);
+}
+
+/* The forward's list upside down. dres is the gradient of the block's output and becomes that of its input. */
+static void block_backward(GPT2 *m, Acts *a, size_t l, const Unit *u) {
+    Backend *be = m->backend;
+    BlockActs *b = &a->blocks[l];
+    size_t B = a->B, T = a->T, N = B * T, C = m->config.C, H = m->config.H;
+    if (a->keep == KEEP_NO_GELU) be->gelu_forward(be, &(GeluForward){.out = b->fc, .pre_gelu = b->fc_pre, .n = N * 4 * C});
+    if (a->keep == KEEP_RESIDUAL) block_forward_hidden(m, a, l, u, b->res1, (Act){NULL});
+
+    be->linear_backward(be, &(LinearBackward){.dinp = a->dwide, .dw = u->dfcprojw, .db = u->dfcprojb, .dout = a->dres, .inp = b->fc,
+                                              .w = u->fcprojw, .pre_gelu = b->fc_pre, .N = N, .C = 4 * C, .OC = C});
+    be->linear_backward(be, &(LinearBackward){.dinp = a->dnarrow, .dw = u->dfcw, .db = u->dfcb, .dout = a->dwide, .inp = b->ln2,
+                                              .w = u->fcw, .N = N, .C = C, .OC = 4 * C});
+    be->add_norm_backward(be, &(AddNormBackward){.dresidual = a->dres, .dgamma = u->dln2w, .dbeta = u->dln2b, .dout = a->dnarrow, .dthrough = a->dres,
+                                                 .residual = b->res2, .mean = b->ln2_mean, .rstd = b->ln2_rstd, .gamma = u->ln2w, .N = N, .C = C});
+    be->linear_backward(be, &(LinearBackward){.dinp = a->dnarrow, .dw = u->dattprojw, .db = u->dattprojb, .dout = a->dres, .inp = b->att,
+                                              .w = u->attprojw, .N = N, .C = C, .OC = C});
+    be->attention_backward(be, &(AttentionBackward){.dqkv = a->dwide, .dout = a->dnarrow, .out = b->att, .saved = b->att_saved, .qkv = b->qkv,
+                                                    .B = B, .T = T, .H = H, .D = C / H});
+    be->linear_backward(be, &(LinearBackward){.dinp = a->dnarrow, .dw = u->dqkvw, .db = u->dqkvb, .dout = a->dwide, .inp = b->ln1,
+                                              .w = u->qkvw, .N = N, .C = C, .OC = 3 * C});
+    be->add_norm_backward(be, &(AddNormBackward){.dresidual = a->dres, .dgamma = u->dln1w, .dbeta = u->dln1b, .dout = a->dnarrow, .dthrough = a->dres,
+                                                 .residual = b->res1, .mean = b->ln1_mean, .rstd = b->ln1_rstd, .gamma = u->ln1w, .N = N, .C = C});
+}
+
+static void backward(GPT2 *m, Acts *a) {
+    Backend *be = m->backend;
+    size_t L = m->config.L, C = m->config.C, N = a->B * a->T;
+    Unit u = unit_of(m, L + 1);
+    be->add_norm_backward(be, &(AddNormBackward){.dresidual = a->dres, .dgamma = u.dlnfw, .dbeta = u.dlnfb, .dout = a->dnarrow,
+                                                 .residual = a->resf, .mean = a->lnf_mean, .rstd = a->lnf_rstd, .gamma = u.lnfw, .N = N, .C = C});
+    be->mark(be, MARK_GRADS_FINAL, L + 1);
+    for (size_t l = L; l-- > 0;) {
+        u = unit_of(m, l + 1);
+        block_backward(m, a, l, &u);
+        be->mark(be, MARK_GRADS_FINAL, l + 1);
+    }
+    u = unit_of(m, 0);
+    be->embed_backward(be, &(EmbedBackward){.dwte = u.dwte, .dwpe = u.dwpe, .dout = a->dres, .tokens = a->tokens, .B = a->B, .T = a->T, .C = C, .V = m->config.V});
+    be->mark(be, MARK_GRADS_FINAL, 0);
+}
+
+static void upload_tokens(GPT2 *m, Acts *a, const int32_t *tokens, const int32_t *targets) {
+    Backend *be = m->backend;
+    size_t bytes = a->B * a->T * sizeof(int32_t);
+    be->upload(be, a->tokens.p, tokens, bytes);
+    if (targets) be->upload(be, a->targets.p, targets, bytes);
+}
+
+void gpt2_forward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *targets) {
+    CHECK(!targets || !a->backward, "a forward with loss alone takes activations made without a backward");
+    upload_tokens(model, a, tokens, targets);
+    forward(model, a);
+    if (targets) head(model, a, 0);
+}
+
+void gpt2_forward_backward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *targets, float loss_scale) {
+    CHECK(a->backward && targets, "a backward takes targets and activations made for it");
+    upload_tokens(model, a, tokens, targets);
+    forward(model, a);
+    head(model, a, loss_scale);
+    backward(model, a);
+}
+
+void gpt2_logits(GPT2 *model, Acts *a, size_t row, Stat scratch, float *logits) {
+    Backend *be = model->backend;
+    size_t C = model->config.C, V = model->config.V;
+    CHECK(row < a->B * a->T, "logits of row %zu of %zu", row, a->B * a->T);
+    be->head_logits(be, &(HeadLogits){.logits = scratch, .x = {(char *)a->lnf.p + row * C * be->elem_bytes}, .w = {model->params.p}, .N = 1, .C = C, .V = V});
+    be->download(be, logits, scratch.p, V * sizeof(float));
+}

@@ -1,0 +1,163 @@
+/* Settles what a run is made of; prints it as a table. */
+#include "session.h"
+#include "../base/io.h"
+#include "log.h"
+#include <stdlib.h>
+#include <string.h>
+
+Keep keep_by_name(const char *recompute) {
+    return strcmp(recompute, "block") == 0 ? KEEP_RESIDUAL : strcmp(recompute, "gelu") == 0 ? KEEP_NO_GELU : KEEP_ALL;
+}
+
+/* A run directory stands for its newest checkpoint. */
+static bool settle_init_from(Session *s, Error *e) {
+    const char *path = s->options->init_from;
+    if (!path) return true;
+    char newest[4096];
+    char *config = path_join(path, "config.json");
+    bool is_run = path_is_dir(path) && !path_exists(config);
+    free(config);
+    if (!is_run) return (s->init_from = xstrdup(path)) != NULL;
+    if (checkpoint_newest(path, newest, stderr, e)) return (s->init_from = xstrdup(newest)) != NULL;
+    return e->code ? false : fail(e, EXIT_DATA, "--init-from %s: neither a model (config.json) nor a run directory with checkpoints", path);
+}
+
+static bool settle_tokenizer(Session *s, Error *e) {
+    if (s->options->tokenizer) s->tokenizer_dir = xstrdup(s->options->tokenizer);
+    else if (s->init_from) s->tokenizer_dir = import_tokenizer_dir(s->init_from);
+    return !s->tokenizer_dir || (s->tokenizer = tokenizer_load(s->tokenizer_dir, e)) != NULL;
+}
+
+/* An option that must agree with the model that --init-from names. */
+static bool agrees(const char *name, int64_t given, size_t has, Error *e) {
+    return !given || (size_t)given == has ||
+           fail(e, EXIT_USAGE, "--%s %lld contradicts --init-from, whose model has %zu; leave the option out", name, (long long)given, has);
+}
+
+static bool settle_shape(Session *s, Error *e) {
+    const Config *o = s->options;
+    GPT2Config *c = &s->shape;
+    if (s->init_from) {
+        if (o->model) return fail(e, EXIT_USAGE, "--model %s and --init-from exclude each other: the shape comes from the weights", o->model);
+        if (!import_config(s->init_from, c, e) || !gpt2_config_check(c, e) || !agrees("layers", o->layers, c->L, e) ||
+            !agrees("channels", o->channels, c->C, e) || !agrees("heads", o->heads, c->H, e) || !agrees("vocab-size", o->vocab_size, c->V, e))
+            return false;
+    } else if (o->model) {
+        if (!gpt2_config_by_name(c, o->model, e)) return false;
+    } else *c = (GPT2Config){.L = 4, .C = 128, .H = 4, .T = 128};
+    if (!s->init_from) {
+        if (o->layers) c->L = (size_t)o->layers;
+        if (o->channels) c->C = (size_t)o->channels;
+        if (o->heads) c->H = (size_t)o->heads;
+        if (o->seq_len) c->T = (size_t)o->seq_len;
+    }
+    s->T = o->seq_len ? (size_t)o->seq_len : c->T;
+    if (s->T > c->T) return fail(e, EXIT_USAGE, "--seq-len %zu is longer than the %zu positions of the model in --init-from", s->T, c->T);
+    return true;
+}
+
+/* The vocabulary, once a tokenizer is known or is known not to be. */
+static bool settle_vocabulary(Session *s, Error *e) {
+    size_t has = s->tokenizer ? tokenizer_vocab_size(s->tokenizer) : 0, asked = (size_t)s->options->vocab_size;
+    GPT2Config *c = &s->shape;
+    if (s->init_from) {
+        if (has > c->V) return fail(e, EXIT_USAGE, "the tokenizer of %s has %zu tokens, the model only %zu; give the model's own with --tokenizer", s->tokenizer_dir, has, c->V);
+        return true;
+    }
+    if (has && asked && asked < has && s->options->tokenizer)
+        return fail(e, EXIT_USAGE, "--vocab-size %zu is less than the %zu tokens of --tokenizer %s", asked, has, s->options->tokenizer);
+    if (has) c->V = s->options->tokenizer && asked ? asked : has;
+    else if (asked) c->V = asked;
+    else {
+        c->V = s->train.n_shards && s->train.shards[0].token_bytes == 4 ? 128256 : 50257;
+        if (!s->options->dry_run || s->options->data)
+            fprintf(stderr, "vocabulary: %zu (%s; --vocab-size or --tokenizer to change)\n", c->V, c->V == 50257 ? "GPT-2's" : "Llama 3's, as the shards are uint32");
+    }
+    return gpt2_config_check(c, e);
+}
+
+static bool settle_length(Session *s, Error *e) {
+    const Config *o = s->options;
+    size_t T = s->T, B = (size_t)o->batch, total = o->total_batch ? (size_t)o->total_batch : B * T;
+    if (total % (B * T))
+        return fail(e, EXIT_USAGE, "--total-batch %zu tokens is not a multiple of --batch %zu x --seq-len %zu = %zu; nearest multiples are %zu and %zu",
+                    total, B, T, B * T, total / (B * T) * (B * T), (total / (B * T) + 1) * (B * T));
+    s->samples_per_step = total / T;
+    s->n_micro = s->samples_per_step / B;
+    size_t steps = o->steps ? (size_t)o->steps : 2000;
+    if (o->tokens) steps = ((size_t)o->tokens + total - 1) / total;
+    if (o->epochs && s->train.n_shards) steps = ((size_t)o->epochs * s->train.n_windows + s->samples_per_step - 1) / s->samples_per_step;
+    int64_t warmup = o->warmup >= 0 ? o->warmup : steps / 20 < 700 ? (int64_t)(steps / 20) : 700;
+    s->schedule = (Schedule){.lr = o->lr, .final_fraction = o->final_lr, .warmup = warmup, .steps = (int64_t)steps, .decay_fraction = o->decay_fraction};
+    return schedule_kind_by_name(&s->schedule.kind, o->lr_schedule, e);
+}
+
+bool session_open(Session *s, const Config *options, Error *e) {
+    *s = (Session){.options = options};
+    bool data = !options->generate && !(options->dry_run && (!options->data || !shard_is_tokens(options->data)));
+    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && (!data || prepare_data(s, e)) &&
+           settle_vocabulary(s, e) && settle_length(s, e);
+}
+
+void session_close(Session *s) {
+    if (s->train.n_shards) dataset_close(&s->train);
+    if (s->val.n_shards) dataset_close(&s->val);
+    if (s->temporary) path_remove_tree(s->temporary, NULL);
+    if (s->tokenizer) tokenizer_free(s->tokenizer);
+    free(s->init_from);
+    free(s->tokenizer_dir);
+    free(s->temporary);
+    *s = (Session){0};
+}
+
+static void row(FILE *out, const char *name, const char *value) { fprintf(out, "  %-16s %s\n", name, value); }
+
+static void print_data(const Session *s, FILE *out) {
+    char text[400], n[32];
+    for (int i = 0; i < 2; i++) {
+        const Dataset *d = i ? &s->val : &s->train;
+        if (!d->n_shards) continue;
+        format_count(n, (double)d->n_tokens);
+        snprintf(text, sizeof text, "%s tokens in %zu file%s, %llu samples", n, d->n_shards, d->n_shards == 1 ? "" : "s", (unsigned long long)d->n_windows);
+        row(out, i ? "validation data" : "training data", text);
+    }
+}
+
+void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const char *backend_name, FILE *out) {
+    const GPT2Config *c = &s->shape;
+    char text[400], n[32];
+    ParamLayout layout;
+    gpt2_layout(&layout, c, 1);
+    snprintf(text, sizeof text, "L %zu, C %zu, heads %zu, T %zu, vocabulary %zu (padded %zu)", c->L, c->C, c->H, c->T, c->V, c->Vp);
+    row(out, "model", text);
+    format_count(n, (double)layout.n_params);
+    snprintf(text, sizeof text, "%zu (%s)", layout.n_params, n);
+    row(out, "parameters", text);
+    snprintf(text, sizeof text, "%.0f per token (6 N + 6 L C T)", gpt2_flops_per_token(c, s->T));
+    row(out, "FLOPs", text);
+    gpt2_layout_free(&layout);
+    row(out, "backend", backend_name);
+    size_t total = 0;
+    for (int i = 0; i < MEM_CLASS_COUNT; i++) {
+        if (!memory[i]) continue;
+        total += memory[i];
+        format_bytes(n, (double)memory[i]);
+        snprintf(text, sizeof text, "%12s  %s", n, mem_class_names[i]);
+        row(out, "memory", text);
+    }
+    format_bytes(n, (double)total);
+    snprintf(text, sizeof text, "%12s  together", n);
+    row(out, "memory", text);
+    print_data(s, out);
+    if (!s->options->eval_only) {
+        size_t tokens = s->samples_per_step * s->T;
+        snprintf(text, sizeof text, "%zu tokens a step: micro-batch %lld x %zu tokens, %zu accumulated", tokens, (long long)s->options->batch, s->T, s->n_micro);
+        row(out, "batch", text);
+        format_count(n, (double)tokens * (double)s->schedule.steps);
+        int used = snprintf(text, sizeof text, "%lld, %s tokens", (long long)s->schedule.steps, n);
+        if (s->train.n_shards)
+            snprintf(text + used, sizeof text - (size_t)used, ", %.2f epochs", (double)s->schedule.steps * (double)s->samples_per_step / (double)s->train.n_windows);
+        row(out, "steps", text);
+    }
+    fflush(out);
+}

@@ -1,0 +1,48 @@
+/* What a run is made of, once its options are resolved: data, tokenizer, model shape, length. And the three things one can do with it. */
+#ifndef LLMC_RUN_SESSION_H
+#define LLMC_RUN_SESSION_H
+#include "../data/loader.h"
+#include "../data/tokenizer.h"
+#include "../gpt2.h"
+#include "checkpoint.h"
+#include "config.h"
+#include "schedule.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    const Config *options;
+    char *init_from;          /* options->init_from, a run directory replaced by its newest checkpoint; or NULL */
+    Tokenizer *tokenizer;     /* NULL: unknown */
+    char *tokenizer_dir;      /* where it was loaded from */
+    char *temporary;          /* folder to remove at the end, or NULL */
+    GPT2Config shape;
+    size_t T;                 /* tokens per sample, at most shape.T */
+    Dataset train, val;       /* n_shards 0: none */
+    /* training alone */
+    size_t samples_per_step, n_micro;
+    Schedule schedule;
+} Session;
+
+/* Settles tokenizer, token files (text is tokenized into RUN/data, once), model shape, batch and steps. Messages on stderr tell what was decided. */
+bool session_open(Session *s, const Config *options, Error *e);
+void session_close(Session *s);
+
+/* The start-up table: model, parameters, FLOPs per token, memory by class, data, batch, steps. memory: bytes by MemClass. */
+void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const char *backend_name, FILE *out);
+
+/* Each returns an exit code and prints its own error. */
+int run_train(Session *s);
+int run_eval(Session *s);
+int run_generate(Session *s);
+int run_dry(Session *s);
+
+Keep keep_by_name(const char *recompute);
+/* Settles the data of a session: finds or makes token files (prepare.c). s->tokenizer is loaded or trained on the way. */
+bool prepare_data(Session *s, Error *e);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

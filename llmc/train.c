@@ -1,0 +1,57 @@
+/* One optimizer step: accumulate, reduce, decide, update. */
+#include "train.h"
+#include <string.h>
+
+bool trainer_create(Trainer *trainer, GPT2 *model, Acts *acts, Error *e) {
+    Backend *be = model->backend;
+    *trainer = (Trainer){.model = model, .acts = acts};
+    trainer->state.p = (StepState *)be->alloc(be, MEM_OTHER, "step state", sizeof(StepState), e);
+    return trainer->state.p != NULL;
+}
+
+void trainer_destroy(Trainer *trainer) {
+    if (trainer->state.p) trainer->model->backend->release(trainer->model->backend, trainer->state.p);
+    *trainer = (Trainer){0};
+}
+
+void trainer_set_updates(Trainer *trainer, int64_t updates) {
+    Backend *be = trainer->model->backend;
+    be->upload(be, &trainer->state.p->updates, &updates, sizeof updates);
+}
+
+/* Everything of the state but the count of updates, which only step_decide changes. */
+static void begin_step(Trainer *trainer, const StepParams *p, size_t n_micro) {
+    Backend *be = trainer->model->backend;
+    StepState s = {.lr = p->lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps, .weight_decay = p->weight_decay,
+                   .grad_clip = p->grad_clip, .loss_limit = p->loss_limit, .norm_limit = p->norm_limit,
+                   .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T), .seed = p->seed, .step = p->step};
+    be->upload(be, trainer->state.p, &s, offsetof(StepState, updates));
+}
+
+StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {
+    GPT2 *model = trainer->model;
+    Acts *acts = trainer->acts;
+    Backend *be = model->backend;
+    const ParamLayout *layout = &model->layout;
+    size_t rows = acts->B * acts->T;
+    float scale = (float)(1.0 / ((double)n_micro * (double)rows));
+
+    begin_step(trainer, params, n_micro);
+    be->fill_zero(be, model->grads.p, layout->n_elements * sizeof(float));
+    for (size_t i = 0; i < n_micro; i++) {
+        const int32_t *tokens, *targets;
+        next(context, i, &tokens, &targets);
+        gpt2_forward_backward(model, acts, tokens, targets, scale);
+        be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = rows});
+    }
+    for (size_t unit = 0; unit < layout->n_units; unit++) {
+        size_t begin = layout->unit_begin[unit], n = layout->unit_begin[unit + 1] - begin;
+        be->sum_squares(be, &(SumSquares){.step = trainer->state, .grads = {model->grads.p + begin}, .n = n});
+    }
+    be->step_decide(be, &(StepDecide){.step = trainer->state});
+    be->adamw(be, &(AdamW){.params = model->params, .master = model->master, .m = model->m, .v = model->v, .grads = model->grads,
+                           .step = trainer->state, .segments = layout->segments, .n_segments = layout->n_segments, .n = layout->n_elements});
+    StepState s;
+    be->download(be, &s, trainer->state.p, sizeof s);
+    return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates};
+}

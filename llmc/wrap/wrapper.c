@@ -1,0 +1,79 @@
+/* The forwarding that all wrappers share; one generated function per op. */
+#include "wrapper.h"
+#include <stdlib.h>
+#include <string.h>
+
+static void run(Backend *b, OpId op, const void *args) {
+    Wrapper *w = (Wrapper *)b;
+    if (w->planning && b->inner) op_run(b->inner, op, args);
+    else w->run(b, op, args);
+}
+
+#define OP(name, Args) static void wrapped_##name(Backend *b, const Args *args) { run(b, OP_##name, args); }
+LLMC_OPS(OP)
+#undef OP
+
+void wrapper_set_ops(Backend *backend) {
+#define SET(name, Args) backend->name = wrapped_##name;
+    LLMC_OPS(SET)
+#undef SET
+}
+
+void wrapper_copy_memory(Backend *b) {
+    memcpy(b->memory, b->inner->memory, sizeof b->memory);
+    memcpy(b->memory_peak, b->inner->memory_peak, sizeof b->memory_peak);
+}
+
+static void *wrapped_alloc(Backend *b, MemClass class, const char *what, size_t bytes, Error *e) {
+    void *p = b->inner->alloc(b->inner, class, what, bytes, e);
+    wrapper_copy_memory(b);
+    return p;
+}
+
+static void wrapped_release(Backend *b, void *p) {
+    b->inner->release(b->inner, p);
+    wrapper_copy_memory(b);
+}
+
+static void wrapped_upload(Backend *b, void *to, const void *from, size_t bytes) { b->inner->upload(b->inner, to, from, bytes); }
+static void wrapped_download(Backend *b, void *to, const void *from, size_t bytes) { b->inner->download(b->inner, to, from, bytes); }
+static void wrapped_fill_zero(Backend *b, void *p, size_t bytes) { b->inner->fill_zero(b->inner, p, bytes); }
+
+static size_t wrapped_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size_t D) {
+    return b->inner->attention_saved_bytes(b->inner, B, T, H, D);
+}
+
+static void wrapped_plan_begin(Backend *b) {
+    ((Wrapper *)b)->planning = true;
+    b->inner->plan_begin(b->inner);
+}
+
+static bool wrapped_plan_end(Backend *b, Error *e) {
+    ((Wrapper *)b)->planning = false;
+    bool ok = b->inner->plan_end(b->inner, e);
+    wrapper_copy_memory(b);
+    return ok;
+}
+
+static void wrapped_mark(Backend *b, Mark mark, size_t unit) { b->inner->mark(b->inner, mark, unit); }
+static void wrapped_sync(Backend *b) { b->inner->sync(b->inner); }
+
+static void wrapped_destroy(Backend *b) {
+    wrapper_free((Wrapper *)b);
+    free(b);
+}
+
+void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(Backend *, OpId, const void *args)) {
+    w->name = xasprintf("%s(%s)", kind, inner->name);
+    w->run = run_op;
+    w->backend = (Backend){
+        .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .inner = inner,
+        .alloc = wrapped_alloc, .release = wrapped_release, .upload = wrapped_upload, .download = wrapped_download,
+        .fill_zero = wrapped_fill_zero, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapped_plan_begin,
+        .plan_end = wrapped_plan_end, .mark = wrapped_mark, .sync = wrapped_sync, .destroy = wrapped_destroy,
+    };
+    wrapper_set_ops(&w->backend);
+    wrapper_copy_memory(&w->backend);
+}
+
+void wrapper_free(Wrapper *w) { free(w->name); }
