@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 static const char separator[] = "\n<|endoftext|>\n";   /* the line end of the story, and the marker's line */
 enum { SEPARATOR_BYTES = sizeof separator - 1, BUFFER_BYTES = 1 << 20, STREAM_TRAIN = RNG_STORY, STREAM_VAL = RNG_STORY + 1 };
@@ -74,19 +75,6 @@ typedef struct {
     size_t n, size;
 } HashSet;
 
-static uint64_t text_hash(const char *s, size_t n) { /* FNV-1a by 8 bytes, then mixed */
-    uint64_t h = 14695981039346656037u ^ n, word = 0;
-    for (; n >= 8; s += 8, n -= 8) {
-        memcpy(&word, s, 8);
-        h = (h ^ word) * 1099511628211u;
-        h ^= h >> 29;
-    }
-    word = 0;
-    memcpy(&word, s, n);
-    h = (h ^ word) * 0x9E3779B97F4A7C15u;
-    return (h ^ h >> 32) | 1;
-}
-
 static bool hash_found(const HashSet *set, uint64_t h) {
     if (!set->size) return false;
     for (size_t i = h & (set->size - 1); set->slots[i]; i = (i + 1) & (set->size - 1))
@@ -135,7 +123,7 @@ static bool write_stories(Writer *w, FileWriter *file, uint32_t stream, int64_t 
         double nats = 0;
         char *story = buffer + used;
         size_t n = story_write(l, (uint64_t)w->options->seed, stream, i, story, &nats);
-        uint64_t hash = w->options->val_out ? text_hash(story, n) : 0;
+        uint64_t hash = w->options->val_out ? XXH3_64bits(story, n) | 1 : 0;
         if (stream == STREAM_VAL) hash_insert(&w->val, hash);
         else if (hash && hash_found(&w->val, hash)) tally->shared++;
         memcpy(story + n, separator, SEPARATOR_BYTES);
