@@ -49,10 +49,10 @@ $(PROGRAMS): %: $(BUILD)/%
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -c $< -o $@
+	$(CC) $(FLAGS) $(FLAGS_ID) -c $< -o $@
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) $(FLAGS_ID) -x c -c $< -o $@
+	$(CC) $(FLAGS) -x c -c $< -o $@
 $(LIB): $(LIB_OBJ)
 	@rm -f $@; ar rcs $@ $^
 LINK = $(CC) $(FLAGS) -o $@ $< $(LIB) $(LDFLAGS) $(LIBS)
@@ -75,8 +75,8 @@ $(BUILD)/flags: FORCE
 BUILD_ID := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 $(BUILD)/build_id: FORCE
 	@mkdir -p $(BUILD); echo '$(BUILD_ID)' | cmp -s - $@ || echo '$(BUILD_ID)' > $@
-$(BUILD)/train_gpt2.o: $(BUILD)/build_id
-$(BUILD)/train_gpt2.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
+$(BUILD)/llmc/base/version.o: $(BUILD)/build_id
+$(BUILD)/llmc/base/version.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
 
 test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%)
 test: ## build and run the whole test suite (last line: N passed, N failed)

@@ -1,5 +1,5 @@
 /* What a run says: a line per step on the console, a record per step in metrics.jsonl. A record is one JSON object in one line,
- * appended whole by one write, so that it survives kill -9; numbers have 9 significant digits; NaN and infinity are null. */
+ * appended whole by one write, so that it survives kill -9; doubles have 9 significant digits (time: milliseconds); NaN and infinity are null. */
 #ifndef LLMC_RUN_LOG_H
 #define LLMC_RUN_LOG_H
 #include "../base/error.h"
@@ -15,12 +15,15 @@ void record_double(Record *r, const char *name, double value);
 void record_string(Record *r, const char *name, const char *value);  /* escaped */
 void record_json(Record *r, const char *name, const char *json);     /* a value that is JSON already */
 /* Metrics file of a run; a half line left by a crash is closed off with a newline on opening. */
-typedef struct { int fd; } MetricsLog;
+typedef struct {
+    int fd;
+    bool torn;  /* the last write failed and may have left half a line: the next one closes it off */
+} MetricsLog;
 bool metrics_open(MetricsLog *log, const char *path, Error *e);
 bool metrics_write(MetricsLog *log, Record *r, Error *e);     /* closes the object, writes it, frees r */
 void metrics_close(MetricsLog *log);
 
-/* Progress for long work: on a terminal one line rewritten in place, in a file plain lines at most every 10 s. */
+/* Progress for long work, on stderr: on a terminal one line rewritten in place, in a file plain lines at most every 10 s. */
 typedef struct {
     const char *what, *unit;
     double total, started, last;

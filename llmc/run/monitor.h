@@ -17,9 +17,10 @@ typedef struct {
     MonitorWindow loss, norm;
     int64_t nonfinite_in_row, nonfinite_total, spikes_total;
 } Monitor;
-/* z of value against the window; NaN while the window is not full or for a non-finite value. Population deviation, in double, oldest first. */
+/* z of value against the window; NaN while the window is not full or for a non-finite value. Population deviation, in double, oldest
+ * first. 0 where all values of the window are equal: no spread says nothing about what is unusual. */
 double monitor_z(const MonitorWindow *w, double value);
-/* Largest value whose z is at most z_limit; INFINITY when z_limit <= 0 or the window is not full. */
+/* Largest float whose z is at most z_limit; INFINITY when that is all of them, when z_limit <= 0 or while the window is not full. */
 float monitor_limit(const MonitorWindow *w, double z_limit);
 /* Takes a step's outcome (skip: a SKIP_ value of ops.h). Non-finite and skipped values do not enter the window. */
 void monitor_step(Monitor *m, float loss, float norm, int skip);

@@ -1,0 +1,356 @@
+/* The training loop: resume, step, log, validate, sample, save, stop. One optimizer step itself is train.c's. */
+#include "../base/io.h"
+#include "../base/timer.h"
+#include "../train.h"
+#include "generate.h"
+#include "log.h"
+#include "session.h"
+#include "../base/version.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+typedef struct {
+    Session *session;
+    const Config *options;
+    Backend *backend, *trace;         /* trace: the wrapper around the backend while --trace records, else NULL */
+    GPT2 model;
+    Acts acts, val_acts;
+    Trainer trainer;
+    Loader *loader;
+    TrainState state;
+    RunIdentity identity;
+    FixedFact facts[24];
+    MetricsLog metrics;
+    int lock_fd;
+    int64_t saved_step;               /* of the newest checkpoint; -1: none */
+    double started;                   /* of this process's training */
+    int64_t first_step;
+    const int32_t *tokens, *targets;  /* the micro-batch handed to train_step */
+    Error *e;                         /* where a failing micro-batch says why */
+    bool data_failed;
+} Run;
+
+static volatile sig_atomic_t stop_signal;
+static void on_signal(int number) {
+    stop_signal = number;
+    signal(number, SIG_DFL);          /* a second one leaves at once */
+}
+
+/* ---- what a resumed run must find unchanged ----------------------------------------------------------------------- */
+
+static void add_fact(Run *r, const char *class_name, const char *name, char *value) {
+    CHECK(r->identity.n_facts < sizeof r->facts / sizeof *r->facts, "too many facts at %s", name);
+    r->facts[r->identity.n_facts++] = (FixedFact){class_name, name, value};
+    r->identity.facts = r->facts;
+}
+
+static void collect_facts(Run *r) {
+    const Session *s = r->session;
+    const Config *o = r->options;
+    const GPT2Config *c = &s->shape;
+    add_fact(r, "data", "training data", xstrdup(s->train.fingerprint));
+    add_fact(r, "data", "validation data", xstrdup(s->val.n_shards ? s->val.fingerprint : "none"));
+    add_fact(r, "tokenizer", "tokenizer", xstrdup(s->tokenizer ? tokenizer_fingerprint(s->tokenizer) : "none"));
+    add_fact(r, "shape", "layers", xasprintf("%zu", c->L));
+    add_fact(r, "shape", "heads", xasprintf("%zu", c->H));
+    add_fact(r, "shape", "channels", xasprintf("%zu", c->C));
+    add_fact(r, "shape", "positions", xasprintf("%zu", c->T));
+    add_fact(r, "shape", "vocabulary", xasprintf("%zu", c->V));
+    add_fact(r, "batch", "sequence length", xasprintf("%zu", s->T));
+    add_fact(r, "batch", "samples per step", xasprintf("%zu", s->samples_per_step));
+    add_fact(r, "schedule", "lr-schedule", xstrdup(o->lr_schedule));
+    add_fact(r, "schedule", "lr", xasprintf("%.17g", o->lr));
+    add_fact(r, "schedule", "final-lr", xasprintf("%.17g", o->final_lr));
+    add_fact(r, "schedule", "decay-fraction", xasprintf("%.17g", o->decay_fraction));
+    add_fact(r, "schedule", "warmup", xasprintf("%lld", (long long)s->schedule.warmup));
+    add_fact(r, "schedule", "steps", xasprintf("%lld", (long long)s->schedule.steps));
+    add_fact(r, "optimizer", "beta1, beta2, eps", xasprintf("%.17g, %.17g, %.17g", o->beta1, o->beta2, o->eps));
+    add_fact(r, "optimizer", "weight-decay", xasprintf("%.17g", o->weight_decay));
+    add_fact(r, "optimizer", "grad-clip", xasprintf("%.17g", o->grad_clip));
+    add_fact(r, "optimizer", "skip z, loss and norm", xasprintf("%.17g, %.17g", o->skip_loss_z, o->skip_norm_z));
+    add_fact(r, "seed", "seed", xasprintf("%lld", (long long)o->seed));
+}
+
+/* ---- start -------------------------------------------------------------------------------------------------------- */
+
+/* One process a run directory: two writers would mix their checkpoints. */
+static bool take_lock(Run *r, Error *e) {
+    if (!dir_create(r->options->out, e)) return false;
+    char *path = path_join(r->options->out, "lock");
+    r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    bool ok = r->lock_fd >= 0 || fail(e, EXIT_STORAGE, "%s: cannot create: %s; give a writable --out", path, strerror(errno));
+    if (ok && flock(r->lock_fd, LOCK_EX | LOCK_NB) != 0)
+        ok = fail(e, EXIT_USAGE, "%s is in use by another process; wait for it, stop it, or give another --out", r->options->out);
+    free(path);
+    return ok;
+}
+
+static bool create_all(Run *r, Error *e) {
+    const Config *o = r->options;
+    Session *s = r->session;
+    r->backend = cpu_backend_create(e);
+    if (r->backend && o->trace) r->trace = trace_backend_create(r->backend, o->trace, e);
+    if (!r->backend || (o->trace && !r->trace)) return false;
+    Backend *be = r->trace ? r->trace : r->backend;
+    if (!gpt2_create(&r->model, be, &s->shape, true, e) ||
+        !gpt2_acts_create(&r->acts, &r->model, (size_t)o->batch, s->T, keep_by_name(o->recompute), true, e) ||
+        (s->val.n_shards && !gpt2_acts_create(&r->val_acts, &r->model, (size_t)o->batch, s->T, KEEP_NONE, false, e)) ||
+        !trainer_create(&r->trainer, &r->model, &r->acts, e))
+        return false;
+    session_print(s, be->memory, be->name, stdout);
+    return true;
+}
+
+/* Newest valid checkpoint, or a new run from --init-from or from the seed. */
+static bool resume_or_begin(Run *r, Error *e) {
+    const Config *o = r->options;
+    char path[4096];
+    bool found = checkpoint_newest(o->out, path, stderr, e);
+    if (!found && e->code) return false;
+    if (found && strcmp(o->resume, "never") == 0)
+        return fail(e, EXIT_USAGE, "%s already holds a run (newest checkpoint %s) and --resume never was given; give a new --out, or --resume auto to continue", o->out, path);
+    if (found) {
+        if (!checkpoint_load(path, &r->model, &r->state, &r->identity, o->allow_change, e)) return false;
+        printf("resuming from %s: step %lld of %lld\n", path, (long long)r->state.step, (long long)r->session->schedule.steps);
+        r->saved_step = r->state.step;
+    } else {
+        r->state = (TrainState){.seed = (uint64_t)o->seed, .best_val_loss = NAN, .last_val_loss = NAN};
+        if (!run_id_create(r->identity.run_id)) return fail(e, EXIT_STORAGE, "no random bytes for a run id from the system");
+        if (!r->session->init_from) gpt2_init(&r->model, (uint64_t)o->seed);
+        else if (!import_weights(r->session->init_from, &r->model, e)) return false;
+        r->saved_step = -1;
+    }
+    trainer_set_updates(&r->trainer, r->state.updates);
+    return true;
+}
+
+static bool open_loader(Run *r, Error *e) {
+    Session *s = r->session;
+    uint64_t position = r->state.samples;
+    if (position % s->samples_per_step)   /* only after an allowed change of the batch */
+        position = (position / s->samples_per_step + 1) * s->samples_per_step;
+    LoaderConfig config = {.dataset = &s->train, .V = s->shape.V, .seed = r->state.seed, .global_batch = s->samples_per_step,
+                           .rank = 0, .world = 1, .B = (size_t)r->options->batch, .position = position};
+    r->state.samples = position;
+    return (r->loader = loader_create(&config, e)) != NULL;
+}
+
+static bool open_metrics(Run *r, Error *e) {
+    const Session *s = r->session;
+    char *path = path_join(r->options->out, "metrics.jsonl"), *config = options_to_config(&config_table, r->options);
+    char *config_path = path_join(r->options->out, "config.txt");
+    Record record;
+    record_begin(&record, r->state.step ? "resume" : "start");
+    record_string(&record, "run", r->identity.run_id);
+    record_string(&record, "build", llmc_build_id());
+    record_string(&record, "backend", r->backend->name);
+    record_int(&record, "step", r->state.step);
+    record_int(&record, "steps", s->schedule.steps);
+    record_int(&record, "parameters", (int64_t)r->model.layout.n_params);
+    record_double(&record, "flops_per_token", gpt2_flops_per_token(&s->shape, s->T));
+    record_string(&record, "config", config);
+    for (size_t i = 0; i < r->identity.n_facts; i++) record_string(&record, r->facts[i].name, r->facts[i].value);
+    bool ok = metrics_open(&r->metrics, path, e) && metrics_write(&r->metrics, &record, e) && file_replace(config_path, config, strlen(config), e);
+    free(path);
+    free(config);
+    free(config_path);
+    return ok;
+}
+
+/* ---- a step ------------------------------------------------------------------------------------------------------- */
+
+static void next_micro_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+    Run *r = context;
+    (void)i;
+    fault_point("micro", (int64_t)i);
+    if (!r->data_failed && !loader_next(r->loader, &r->tokens, &r->targets, r->e)) r->data_failed = true;
+    *tokens = r->tokens;              /* after a failure the last good ones: the step's result is thrown away */
+    *targets = r->targets;
+}
+
+static bool validate(Run *r, Error *e) {
+    Session *s = r->session;
+    if (!s->val.n_shards) return true;
+    double begin = seconds_now();
+    Evaluation v;
+    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, &v, e)) return false;
+    r->state.last_val_loss = v.loss;
+    if (!(r->state.best_val_loss <= v.loss)) r->state.best_val_loss = v.loss;
+    printf("step %lld: validation loss %.6f, perplexity %.2f (%llu tokens, %.1f s)\n", (long long)r->state.step, v.loss, exp(v.loss),
+           (unsigned long long)v.tokens, seconds_now() - begin);
+    Record record;
+    record_begin(&record, "validation");
+    record_int(&record, "step", r->state.step);
+    record_double(&record, "loss", v.loss);
+    record_int(&record, "tokens", (int64_t)v.tokens);
+    return metrics_write(&r->metrics, &record, e);
+}
+
+static bool sample(Run *r, Error *e) {
+    Session *s = r->session;
+    if (!s->tokenizer) return true;
+    size_t n = 1, most = (size_t)r->options->sample_tokens, bytes;
+    int32_t end = tokenizer_end_of_text(s->tokenizer), *ids = xmalloc((most + 1) * sizeof *ids);
+    ids[0] = end >= 0 ? end : 0;
+    Sampling sampling = {.temperature = r->options->temperature, .top_k = r->options->top_k, .top_p = r->options->top_p,
+                         .seed = (uint64_t)r->options->seed + (uint64_t)r->state.step};
+    n = generate(&r->model, ids, n, most, end, &sampling, NULL, NULL, e);
+    if (n) {
+        char *text = tokenizer_decode(s->tokenizer, ids + 1, n - 1 - (n > 1 && ids[n - 1] == end), &bytes);
+        printf("--- sample at step %lld ---\n%s\n---\n", (long long)r->state.step, text);
+        free(text);
+    }
+    free(ids);
+    return n > 0;
+}
+
+static bool save(Run *r, Error *e) {
+    if (r->saved_step == r->state.step) return true;
+    double begin = seconds_now();
+    r->state.seconds += begin - r->started;
+    r->started = begin;
+    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return false;
+    r->saved_step = r->state.step;
+    printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
+    return checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e);
+}
+
+static const char *const skip_names[] = {"", "non-finite loss or gradient", "loss above its window", "gradient norm above its window"};
+
+/* "(+0.31z)", or nothing while the window fills. */
+static const char *z_text(char out[16], double z) {
+    if (isfinite(z)) snprintf(out, 16, " (%+.2fz)", z);
+    else out[0] = 0;
+    return out;
+}
+
+static bool report_step(Run *r, const StepResult *result, double lr, double z_loss, double z_norm, double seconds, Error *e) {
+    const Session *s = r->session;
+    double rate = (double)(s->samples_per_step * s->T) / seconds;
+    int64_t step = r->state.step, steps = s->schedule.steps;
+    if (step % r->options->log_every == 0 || step == steps || result->skip) {
+        char za[16], zb[16], left[32], tokens[32];
+        format_duration(left, seconds * (double)(steps - step));
+        format_count(tokens, rate);
+        printf("step %*lld/%lld | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms | %s tok/s | ETA %s%s%s\n", (int)snprintf(NULL, 0, "%lld", (long long)steps),
+               (long long)step, (long long)steps, (double)result->loss, z_text(za, z_loss), (double)result->grad_norm, z_text(zb, z_norm), lr,
+               1e3 * seconds, tokens, left, result->skip ? " | update skipped: " : "", skip_names[result->skip]);
+        fflush(stdout);
+    }
+    Record record;
+    record_begin(&record, "step");
+    record_int(&record, "step", step);
+    record_double(&record, "loss", (double)result->loss);
+    record_double(&record, "loss_z", z_loss);
+    record_double(&record, "norm", (double)result->grad_norm);
+    record_double(&record, "norm_z", z_norm);
+    record_double(&record, "lr", lr);
+    record_double(&record, "ms", 1e3 * seconds);
+    record_double(&record, "tokens_per_second", rate);
+    record_int(&record, "samples", (int64_t)r->state.samples);
+    record_string(&record, "skipped", skip_names[result->skip]);
+    return metrics_write(&r->metrics, &record, e);
+}
+
+static bool one_step(Run *r, Error *e) {
+    const Config *o = r->options;
+    const Session *s = r->session;
+    Monitor *monitor = &r->state.monitor;
+    StepParams p = {.lr = (float)schedule_lr(&s->schedule, r->state.step), .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
+                    .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
+                    .loss_limit = monitor_limit(&monitor->loss, o->skip_loss_z), .norm_limit = monitor_limit(&monitor->norm, o->skip_norm_z),
+                    .seed = r->state.seed, .step = r->state.step};
+    double begin = seconds_now();
+    fault_point("step", r->state.step);
+    StepResult result = train_step(&r->trainer, &p, s->n_micro, next_micro_batch, r);
+    if (r->data_failed) return false;
+    double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
+    monitor_step(monitor, result.loss, result.grad_norm, result.skip);
+    r->state.step++;
+    r->state.updates = result.updates;
+    r->state.samples += s->samples_per_step;
+    if (!report_step(r, &result, (double)p.lr, z_loss, z_norm, seconds_now() - begin, e)) return false;
+    if (monitor->nonfinite_in_row >= o->max_nonfinite)
+        return fail(e, EXIT_NONFINITE, "%lld steps in a row had a non-finite loss or gradient norm, up to step %lld; their updates were skipped, so the weights are "
+                    "unharmed. The newest checkpoint is of step %lld; lower --lr, or look at the data",
+                    (long long)monitor->nonfinite_in_row, (long long)r->state.step, (long long)r->saved_step);
+    return true;
+}
+
+/* True when something that happens every `every` steps (0: never) is due after `step` steps. */
+static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+static void end_trace(Run *r) {
+    if (!r->trace) return;
+    r->model.backend = r->backend;
+    r->trace->destroy(r->trace);
+    r->trace = NULL;
+    printf("trace written to %s\n", r->options->trace);
+}
+
+static int loop(Run *r, Error *e) {
+    const Config *o = r->options;
+    int64_t steps = r->session->schedule.steps;
+    if (r->state.step == 0 && o->val_every && !validate(r, e)) return e->code;
+    while (r->state.step < steps) {
+        if (!one_step(r, e)) return e->code;
+        int64_t step = r->state.step;
+        if (r->trace && step - r->first_step >= o->trace_steps) end_trace(r);
+        if (step < steps && due(o->val_every, step) && !validate(r, e)) return e->code;
+        if (step < steps && due(o->sample_every, step) && !sample(r, e)) return e->code;
+        bool stopping = stop_signal != 0;
+        if ((stopping || due(o->save_every, step)) && step < steps && !save(r, e)) return e->code;
+        if (stopping && step < steps) {
+            printf("stopped by signal %d after step %lld, saved; the same command continues\n", (int)stop_signal, (long long)step);
+            return EXIT_REQUEUE;
+        }
+    }
+    if (r->first_step == steps && r->saved_step == steps) return EXIT_OK;
+    if (!validate(r, e) || (o->sample_every && !sample(r, e)) || !save(r, e)) return e->code;
+    return EXIT_OK;
+}
+
+static void close_run(Run *r) {
+    if (r->loader) loader_destroy(r->loader);
+    if (r->metrics.fd >= 0) metrics_close(&r->metrics);
+    if (r->model.backend) {
+        end_trace(r);
+        if (r->trainer.state.p) trainer_destroy(&r->trainer);
+        if (r->val_acts.blocks) gpt2_acts_destroy(&r->val_acts, &r->model);
+        if (r->acts.blocks) gpt2_acts_destroy(&r->acts, &r->model);
+        gpt2_destroy(&r->model);
+    }
+    if (r->backend) r->backend->destroy(r->backend);
+    for (size_t i = 0; i < r->identity.n_facts; i++) free((char *)r->facts[i].value);
+    if (r->lock_fd >= 0) close(r->lock_fd);
+}
+
+int run_train(Session *s) {
+    Error error = {0}, *e = &error;
+    Run r = {.session = s, .options = s->options, .metrics = {-1}, .lock_fd = -1, .e = e,
+             .identity = {.tokenizer_dir = s->tokenizer_dir}};
+    collect_facts(&r);
+    int code = 0;
+    if (!take_lock(&r, e) || !create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
+    if (!code) {
+        signal(SIGINT, on_signal);
+        signal(SIGTERM, on_signal);
+        r.first_step = r.state.step;
+        r.started = seconds_now();
+        code = loop(&r, e);
+    }
+    if (e->code) code = error_print(e);
+    else if (code == EXIT_OK) {
+        printf("done: %lld steps, %lld updates", (long long)r.state.step, (long long)r.state.updates);
+        if (isfinite(r.state.last_val_loss)) printf(", validation loss %.6f (best %.6f)", r.state.last_val_loss, r.state.best_val_loss);
+        printf(", %s/step_%08lld\n", s->options->out, (long long)r.state.step);
+    }
+    close_run(&r);
+    return code;
+}
