@@ -76,6 +76,7 @@ void weights_close(WeightSet *set) {
 static const StTensor *weights_find(const WeightSet *set, const char *name, const StFile **file) {
     char prefixed[96];
     snprintf(prefixed, sizeof prefixed, "%s%s", PREFIX, name);
+    if (file) *file = NULL;
     for (size_t i = 0; i < set->n; i++) {
         const StTensor *t = st_find(&set->files[i], name);
         if (!t) t = st_find(&set->files[i], prefixed);
