@@ -246,7 +246,7 @@ static bool write_config_file(const char *dir, const GPT2Config *c, Manifest *m,
         "float32");
     CHECK(root, "json_pack of config.json");
     if (m->run_id[0]) json_object_set_new(root, "llmc", json_pack("{s:s, s:I}", "run_id", m->run_id, "step", (json_int_t)m->step));
-    char *text = json_dumps(root, JSON_INDENT(2));
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     CHECK(text, "json_dumps of config.json");
     bool ok = write_text_file(dir, "config.json", text, m, e);
     free(text);
