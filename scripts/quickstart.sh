@@ -40,23 +40,26 @@ fi
 say "3. The training text: stories from a grammar, so that their true entropy is known"
 mkdir -p "$text"
 # The report is written last: where it is, the texts are whole.
-[ -f "$text/report.json" ] || ./stories --bytes 10M --seed 1 --out "$text/train.txt" --val-out "$text/val.txt" --val-bytes 300k --report "$text/report.json"
+[ -f "$text/report.json" ] || ./stories --bytes 10M --seed 1 --out "$text/train.txt" --val-out "$text/val.txt" --val-bytes 200k --report "$text/report.json"
+if ! ./stories --score "$text/val.txt"; then
+    echo "quickstart: $text was written by another version of this program; run again with --fresh to start over" >&2
+    exit 1
+fi
 echo "one of them:"
 head -n 1 "$text/train.txt" | fold -s -w 100
 
 say "4. A tokenizer, and a GPT-2 (further runs of this script continue here)"
-train=(./train_gpt2 --data "$text/train.txt" --val "$text/val.txt" --vocab-size 1024 --out "$out"
-    --layers 4 --channels 128 --heads 4 --seq-len 256 --batch 8 --steps 900 --lr 3e-3 --warmup 50 --final-lr 0.05
-    --val-every 100 --sample-every 150 --sample-tokens 80 --save-every 150 --log-every 10 ${arguments[@]+"${arguments[@]}"})
+train=(./train_gpt2 --data "$text/train.txt" --val "$text/val.txt" --vocab-size 2048 --out "$out"
+    --layers 3 --channels 128 --heads 4 --seq-len 256 --batch 4 --steps 1600 --lr 3e-3 --warmup 100
+    --val-every 400 --val-batches 20 --sample-every 200 --sample-tokens 100 --save-every 200 --log-every 20 ${arguments[@]+"${arguments[@]}"})
 echo "+ ${train[*]}"
 "${train[@]}"
 
 say "5. What it learned"
 for seed in 1 2 3; do
-    ./train_gpt2 --generate --init-from "$out" --max-tokens 320 --seed "$seed" | tee -a "$text/generated.tmp" | fold -s -w 100
+    ./train_gpt2 --generate --init-from "$out" --max-tokens 320 --seed "$seed" | fold -s -w 100
     echo
 done
-rm -f "$text/generated.tmp"
 val_tokens=$((($(stat -c %s "$out/data/val.bin") - 1024) / 2))
 val_loss=$(./train_gpt2 --eval-only --init-from "$out" --val "$out/data/val.bin" | sed -n 's/^val loss \([0-9.]*\)$/\1/p')
 if [ -z "$val_loss" ]; then
