@@ -41,20 +41,22 @@ typedef struct {
 /* Where each option's value came from. */
 typedef enum { FROM_DEFAULT, FROM_FILE, FROM_COMMAND_LINE } OptionSource;
 
-/* Sets defaults, reads --config FILE where given (key = value lines, # comments, same names), then the command line, which
- * wins. sources (table->n entries) may be NULL. Non-option words go to args/n_args if args is not NULL (*args is
- * allocated, caller frees), else they are an error. Errors: EXIT_USAGE with the nearest known name for an unknown option, the
- * range for a value outside it, file:line for a line of a config file. --help and --version are ordinary OPT_BOOL rows.
- * Strings in *values stay valid until options_free. */
+/* Sets defaults, reads --config FILE where given (name = value lines, # comments, same names), then the command line, which
+ * wins; an option given twice on it is an error. sources (table->n entries) may be NULL. Non-option words go to args/n_args if
+ * args is not NULL (*args is allocated, caller frees), else they are an error. Errors: EXIT_USAGE with the nearest known name
+ * for an unknown option, the range for a value outside it, file:line for a line of a config file. --help and --version are
+ * ordinary OPT_BOOL rows. Strings in *values stay valid until options_free; nothing is left to free after a failure. */
 bool options_parse(const OptionTable *table, void *values, OptionSource *sources, int argc, char **argv,
                    char ***args, int *n_args, Error *e);
 void options_free(const OptionTable *table, void *values);
 void options_help(const OptionTable *table, FILE *out);
-/* Value of row i as text that parses back to the same value (%.17g for floats); caller frees; NULL when not given. */
+/* Value of row i as text that parses back to the same value (the fewest digits that do); caller frees; NULL when not given:
+ * a NULL string, or 0 in a row without a default. */
 char *options_value_text(const OptionTable *table, const void *values, int i);
-/* Writes "name = value" lines that --config reads back to the same values; caller frees. */
+/* Writes "name = value" lines that --config reads back to the same values; caller frees. Rows named config, help and version
+ * belong to one command line and are left out. Strings that need it are in double quotes, with \n \t \r \" \\ \xHH. */
 char *options_to_config(const OptionTable *table, const void *values);
-/* The known name with the smallest edit distance to word, or NULL when none is near. */
+/* The known name with the smallest edit distance to word, else one that word begins or that begins word, else NULL. */
 const char *options_nearest(const OptionTable *table, const char *word);
 
 #ifdef __cplusplus
