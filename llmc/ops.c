@@ -1,5 +1,5 @@
 /* Ops as data: what ops.h says beside each operand, once more as tables, so that tests, wrappers and byte counts follow from
- * one description. Computes nothing. A row: field of the argument struct, kind, mode, elements, optional. */
+ * one description. Computes nothing. An operand: field of the argument struct, kind, mode, elements, optional; last the sizes. */
 #include "ops.h"
 #include <string.h>
 
@@ -12,7 +12,7 @@ const char *const op_names[OP_COUNT] = {LLMC_OPS(NAME)};
 const size_t op_args_bytes[OP_COUNT] = {LLMC_OPS(BYTES)};
 #undef BYTES
 
-/* OPERANDS(op, argument struct, rows) defines the function that fills in the rows of one op. */
+/* OPERANDS(op, argument struct, rows) defines the function that fills in the operands of one op, SIZES likewise its sizes. */
 #define ROW(field, KIND, MODE, elements, is_optional)                                                                  \
     {#field, KIND_##KIND, MODE_##MODE, a->field.p, elements, offsetof(Args, field), is_optional}
 #define OPERANDS(op, Struct, ...)                                                                                      \
@@ -26,11 +26,23 @@ const size_t op_args_bytes[OP_COUNT] = {LLMC_OPS(BYTES)};
         return (int)(sizeof rows / sizeof *rows);                                                                      \
     }
 
+#define SIZE(field) {#field, a->field, offsetof(Args, field)}
+#define SIZES(op, Struct, ...)                                                                                         \
+    static int sizes_##op(const void *args, OpSize sizes[OP_MAX_SIZES]) {                                              \
+        typedef Struct Args;                                                                                           \
+        const Args *a = args;                                                                                          \
+        const OpSize rows[] = {__VA_ARGS__};                                                                           \
+        _Static_assert(sizeof rows / sizeof *rows <= OP_MAX_SIZES, "more sizes than OP_MAX_SIZES");                    \
+        memcpy(sizes, rows, sizeof rows);                                                                              \
+        return (int)(sizeof rows / sizeof *rows);                                                                      \
+    }
+
 OPERANDS(embed_forward, EmbedForward,
     ROW(out, ACT, OUT, a->B * a->T * a->C, false),
     ROW(tokens, TOKENS, IN, a->B * a->T, false),
     ROW(wte, PAR, IN, a->V * a->C, false),
     ROW(wpe, PAR, IN, a->T * a->C, false))
+SIZES(embed_forward, EmbedForward, SIZE(B), SIZE(T), SIZE(C), SIZE(V))
 
 /* Without y the sum is x, which the caller has already: residual may then be absent. It may also be x's own buffer. */
 OPERANDS(add_norm_forward, AddNormForward,
@@ -42,6 +54,7 @@ OPERANDS(add_norm_forward, AddNormForward,
     ROW(y, ACT, IN, a->N * a->C, true),
     ROW(gamma, PAR, IN, a->C, false),
     ROW(beta, PAR, IN, a->C, false))
+SIZES(add_norm_forward, AddNormForward, SIZE(N), SIZE(C))
 
 OPERANDS(linear_forward, LinearForward,
     ROW(out, ACT, OUT, a->N * a->OC, false),
@@ -49,15 +62,18 @@ OPERANDS(linear_forward, LinearForward,
     ROW(inp, ACT, IN, a->N * a->C, false),
     ROW(w, PAR, IN, a->OC * a->C, false),
     ROW(b, PAR, IN, a->OC, false))
+SIZES(linear_forward, LinearForward, SIZE(N), SIZE(C), SIZE(OC))
 
 OPERANDS(gelu_forward, GeluForward,
     ROW(out, ACT, OUT, a->n, false),
     ROW(pre_gelu, ACT, IN, a->n, false))
+SIZES(gelu_forward, GeluForward, SIZE(n))
 
 OPERANDS(attention_forward, AttentionForward,
     ROW(out, ACT, OUT, a->B * a->T * a->H * a->D, false),
     ROW(saved, SAVED, OUT, backend->attention_saved_bytes(backend, a->B, a->T, a->H, a->D), true),
     ROW(qkv, ACT, IN, 3 * a->B * a->T * a->H * a->D, false))
+SIZES(attention_forward, AttentionForward, SIZE(B), SIZE(T), SIZE(H), SIZE(D))
 
 /* dx and dw come together or not at all. */
 OPERANDS(head_loss, HeadLoss,
@@ -67,11 +83,13 @@ OPERANDS(head_loss, HeadLoss,
     ROW(x, ACT, IN, a->N * a->C, false),
     ROW(w, PAR, IN, a->V * a->C, false),
     ROW(targets, TOKENS, IN, a->N, false))
+SIZES(head_loss, HeadLoss, SIZE(N), SIZE(C), SIZE(V))
 
 OPERANDS(head_logits, HeadLogits,
     ROW(logits, STAT, OUT, a->N * a->V, false),
     ROW(x, ACT, IN, a->N * a->C, false),
     ROW(w, PAR, IN, a->V * a->C, false))
+SIZES(head_logits, HeadLogits, SIZE(N), SIZE(C), SIZE(V))
 
 OPERANDS(linear_backward, LinearBackward,
     ROW(dinp, ACT, OUT, a->N * a->C, true),
@@ -81,6 +99,7 @@ OPERANDS(linear_backward, LinearBackward,
     ROW(inp, ACT, IN, a->N * a->C, false),
     ROW(w, PAR, IN, a->OC * a->C, false),
     ROW(pre_gelu, ACT, IN, a->N * a->C, true))
+SIZES(linear_backward, LinearBackward, SIZE(N), SIZE(C), SIZE(OC))
 
 OPERANDS(attention_backward, AttentionBackward,
     ROW(dqkv, ACT, OUT, 3 * a->B * a->T * a->H * a->D, false),
@@ -88,6 +107,7 @@ OPERANDS(attention_backward, AttentionBackward,
     ROW(out, ACT, IN, a->B * a->T * a->H * a->D, false),
     ROW(saved, SAVED, IN, backend->attention_saved_bytes(backend, a->B, a->T, a->H, a->D), false),
     ROW(qkv, ACT, IN, 3 * a->B * a->T * a->H * a->D, false))
+SIZES(attention_backward, AttentionBackward, SIZE(B), SIZE(T), SIZE(H), SIZE(D))
 
 /* dresidual may be dthrough's own buffer. */
 OPERANDS(add_norm_backward, AddNormBackward,
@@ -100,23 +120,28 @@ OPERANDS(add_norm_backward, AddNormBackward,
     ROW(mean, STAT, IN, a->N, false),
     ROW(rstd, STAT, IN, a->N, false),
     ROW(gamma, PAR, IN, a->C, false))
+SIZES(add_norm_backward, AddNormBackward, SIZE(N), SIZE(C))
 
 OPERANDS(embed_backward, EmbedBackward,
     ROW(dwte, GRAD, ADD, a->V * a->C, false),
     ROW(dwpe, GRAD, ADD, a->T * a->C, false),
     ROW(dout, ACT, IN, a->B * a->T * a->C, false),
     ROW(tokens, TOKENS, IN, a->B * a->T, false))
+SIZES(embed_backward, EmbedBackward, SIZE(B), SIZE(T), SIZE(C), SIZE(V))
 
 OPERANDS(loss_sum, LossSum,
     ROW(step, STEP, ADD, 1, false),
     ROW(losses, STAT, IN, a->n, false))
+SIZES(loss_sum, LossSum, SIZE(n))
 
 OPERANDS(sum_squares, SumSquares,
     ROW(step, STEP, ADD, 1, false),
     ROW(grads, GRAD, IN, a->n, false))
+SIZES(sum_squares, SumSquares, SIZE(n))
 
 OPERANDS(step_decide, StepDecide,
     ROW(step, STEP, ADD, 1, false))
+static int sizes_step_decide(const void *args, OpSize sizes[OP_MAX_SIZES]) { (void)args, (void)sizes; return 0; }
 
 /* params is overwritten over the segments only, and not at all when the step is skipped. It may be master's own buffer. */
 OPERANDS(adamw, AdamW,
@@ -126,18 +151,32 @@ OPERANDS(adamw, AdamW,
     ROW(v, MOMENT, ADD, a->n, false),
     ROW(grads, GRAD, IN, a->n, false),
     ROW(step, STEP, IN, 1, false))
+SIZES(adamw, AdamW, SIZE(n))
 
 /* out may be in's own buffer. */
 OPERANDS(cast_params, CastParams,
     ROW(out, PAR, OUT, a->n, false),
     ROW(in, MASTER, IN, a->n, false))
+SIZES(cast_params, CastParams, SIZE(n))
 
 #undef ROW
 #undef OPERANDS
+#undef SIZE
+#undef SIZES
 
 int op_operands(Backend *backend, OpId op, const void *args, Operand operands[OP_MAX_OPERANDS]) {
     switch (op) {
 #define CASE(name, Args) case OP_##name: return operands_##name(backend, args, operands);
+        LLMC_OPS(CASE)
+#undef CASE
+    case OP_COUNT: break;
+    }
+    CHECK(false, "op number %d, there are %d", (int)op, (int)OP_COUNT);
+}
+
+int op_sizes(OpId op, const void *args, OpSize sizes[OP_MAX_SIZES]) {
+    switch (op) {
+#define CASE(name, Args) case OP_##name: return sizes_##name(args, sizes);
         LLMC_OPS(CASE)
 #undef CASE
     case OP_COUNT: break;

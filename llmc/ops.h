@@ -287,8 +287,9 @@ struct Backend {
 Backend *cpu_backend_create(Error *e);
 Backend *null_backend_create(void);                          /* shapes and memory plan, no compute, no real memory */
 Backend *count_backend_create(Backend *inner);               /* calls per op: backend_counts */
-Backend *trace_backend_create(Backend *inner, const char *path, Error *e); /* Chrome trace events: time, bytes, FLOPs */
+Backend *trace_backend_create(Backend *inner, const char *path, Error *e); /* Chrome trace events; EXIT_STORAGE */
 Backend *tee_backend_create(Backend *first, Backend *second, double tolerance, FILE *report); /* runs both, compares */
+void trace_backend_summary(Backend *trace, FILE *out);       /* table of time per op; destroy prints it on stderr */
 const uint64_t *count_backend_calls(const Backend *count);   /* OP_COUNT numbers */
 /* Differences found so far: elements beyond |a-b| <= tolerance * (1 + |b|), and NaN in one or both. */
 uint64_t tee_backend_differences(const Backend *tee);
@@ -313,6 +314,13 @@ extern const size_t op_args_bytes[OP_COUNT];
 /* Lists the operands of a call, absent ones included (p == NULL); returns how many. */
 int op_operands(Backend *backend, OpId op, const void *args, Operand operands[OP_MAX_OPERANDS]);
 size_t operand_bytes(const Backend *backend, const Operand *operand);
+typedef struct {
+    const char *name;         /* "B", "N", ... */
+    size_t value;
+    size_t field;             /* offset in the argument struct */
+} OpSize;
+enum { OP_MAX_SIZES = 4 };
+int op_sizes(OpId op, const void *args, OpSize sizes[OP_MAX_SIZES]); /* the sizes of a call; returns how many */
 double op_bytes(Backend *backend, OpId op, const void *args); /* least bytes moved: each operand once, += twice */
 double op_flops(OpId op, const void *args);                   /* of the products (attention: causal half) */
 void op_run(Backend *backend, OpId op, const void *args);     /* the call by number */

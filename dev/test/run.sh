@@ -21,6 +21,8 @@ if ! make --no-print-directory -j"$(nproc)" BUILD="$build" FAULT=1 summary test-
 fi
 grep '^build:' "$out"
 export LLMC_TEST_BUILD=$build
+# Threads that wait for each other sleep instead of spinning: the suite may share its cores with other work.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 for t in "$build"/test_* dev/test/test_*.sh; do
     case $t in *.sh) cmd=(bash "$t") ;; *.o|*.d|*.c) continue ;; *) cmd=("$t") ;; esac
     [ -f "$t" ] || continue

@@ -294,6 +294,24 @@ TEST(a_micro_batch_is_stable_until_the_next_call) {
     dataset_close(&d);
 }
 
+/* The reader runs ahead by as much as it was told: that much comes even when the files are gone. */
+TEST(reads_ahead) {
+    Dataset d;
+    make_dataset(&d);
+    LoaderConfig c = {.dataset = &d, .V = V, .seed = 2, .global_batch = 2, .world = 1, .B = 2, .ahead = 8};
+    Error e = {0};
+    Loader *l = loader_create(&c, &e);
+    const int32_t *in, *target;
+    EXPECT(loader_next(l, &in, &target, &e), "%s", e.text);
+    usleep(100000);
+    for (size_t i = 0; i < d.n_shards; i++) EXPECT(!truncate(d.shards[i].path, 0), "truncate");
+    for (uint64_t k = 1; k <= 8; k++)
+        EXPECT(loader_next(l, &in, &target, &e) && (uint64_t)in[0] == permute(2, 0, 106, 2 * k), "%d: %s", (int)k, e.text);
+    EXPECT(!loader_next(l, &in, &target, &e) && strstr(e.text, "shorter"), "%s", e.text);
+    loader_destroy(l);
+    dataset_close(&d);
+}
+
 TEST(destroyed_at_any_time) {
     Dataset d;
     make_dataset(&d);
@@ -324,6 +342,7 @@ int main(int argc, char **argv) {
     RUN(bad_configurations_are_usage_errors);
     RUN(errors_of_the_reader_come_in_order);
     RUN(a_micro_batch_is_stable_until_the_next_call);
+    RUN(reads_ahead);
     RUN(destroyed_at_any_time);
     nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     return test_done();

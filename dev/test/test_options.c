@@ -164,6 +164,7 @@ TEST(arguments) {
 
 /* Parses with --config of this text. */
 static bool configure(Values *v, Error *e, const char *text, size_t bytes) {
+    unlink(config_path);
     FILE *out = fopen(config_path, "wb"); /* not file_replace: thousands of fsyncs take long */
     EXPECT(out && fwrite(text, 1, bytes, out) == bytes && fclose(out) == 0, "%s", config_path);
     return parse(v, NULL, e, WORDS("--config", config_path));

@@ -586,5 +586,5 @@ void options_help(const OptionTable *table, FILE *out) {
         if (o->group && (!group || strcmp(group, o->group))) fprintf(out, "\n%s:\n", group = o->group);
         help_row(o, out);
     }
-    fputs("\nIntegers may end in k, M or G (thousands, millions, thousand millions). --flag is undone by --no-flag.\n", out);
+    fputs("\nIntegers may end in k, M or G (10^3, 10^6, 10^9). A flag is turned off by --no-FLAG.\n", out);
 }

@@ -215,7 +215,7 @@ static bool find_shards(Dataset *d, const char *pattern, Error *e) {
         return true;
     }
     if (!strpbrk(pattern, "*?[~")) return fail(e, EXIT_DATA, "%s: %s; give a token shard or a glob in quotes", pattern, strerror(errno));
-    int status = glob(pattern, GLOB_ERR | GLOB_TILDE, NULL, &found);
+    int status = glob(pattern, GLOB_ERR | GLOB_TILDE | GLOB_NOSORT, NULL, &found);
     if (status == GLOB_NOMATCH)
         return fail(e, EXIT_DATA, "%s: no file matches; give a token shard or a glob in quotes, such as 'shards/train_*.bin'", pattern);
     if (status) {

@@ -12,10 +12,14 @@ typedef struct {
     double top_p;             /* 1: all */
     uint64_t seed;
 } Sampling;
-/* One id from V logits (changed in place). index counts the draws, so that a draw depends on (seed, index) alone. */
+/* One id from V logits (changed in place). index counts the draws, so that a draw depends on (seed, index) alone.
+ * Filters in this order: temperature, top_k, top_p (Holtzman et al. 2020) of what top_k left; ties go to the lower id,
+ * one token always stays. NaN counts as -infinity; when the largest logit is infinite (all are -infinity, or one is
+ * +infinity) the result is the lowest id that has it. */
 int32_t sample_token(float *logits, size_t V, const Sampling *sampling, uint64_t index);
-/* Extends tokens[0..n) to at most n + max_new; stops at id `stop` (-1: never). The context is the last config.T tokens. emit (may be
- * NULL) is called per token as it comes. tokens must have room. Returns the new length, or 0 with *e set when memory lacks. */
+/* Extends tokens[0..n), n >= 1, to at most n + max_new; stops after id `stop`, which is kept (-1: never stops). The context is the
+ * last config.T tokens. emit (may be NULL) is called per token as it comes. tokens must have room. Returns the new length,
+ * or 0 with *e set when memory lacks. */
 size_t generate(GPT2 *model, int32_t *tokens, size_t n, size_t max_new, int32_t stop, const Sampling *sampling,
                 void (*emit)(void *context, int32_t id), void *context, Error *e);
 

@@ -3,13 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void run(Backend *b, OpId op, const void *args) {
-    Wrapper *w = (Wrapper *)b;
-    if (w->planning && b->inner) op_run(b->inner, op, args);
-    else w->run(b, op, args);
-}
-
-#define OP(name, Args) static void wrapped_##name(Backend *b, const Args *args) { run(b, OP_##name, args); }
+#define OP(name, Args) static void wrapped_##name(Backend *b, const Args *args) { ((Wrapper *)b)->run(b, OP_##name, args); }
 LLMC_OPS(OP)
 #undef OP
 
@@ -19,20 +13,21 @@ void wrapper_set_ops(Backend *backend) {
 #undef SET
 }
 
-void wrapper_copy_memory(Backend *b) {
+/* inner's figures of memory use become the wrapper's */
+static void copy_memory(Backend *b) {
     memcpy(b->memory, b->inner->memory, sizeof b->memory);
     memcpy(b->memory_peak, b->inner->memory_peak, sizeof b->memory_peak);
 }
 
-static void *wrapped_alloc(Backend *b, MemClass class, const char *what, size_t bytes, Error *e) {
+void *wrapper_alloc(Backend *b, MemClass class, const char *what, size_t bytes, Error *e) {
     void *p = b->inner->alloc(b->inner, class, what, bytes, e);
-    wrapper_copy_memory(b);
+    copy_memory(b);
     return p;
 }
 
-static void wrapped_release(Backend *b, void *p) {
+void wrapper_release(Backend *b, void *p) {
     b->inner->release(b->inner, p);
-    wrapper_copy_memory(b);
+    copy_memory(b);
 }
 
 static void wrapped_upload(Backend *b, void *to, const void *from, size_t bytes) { b->inner->upload(b->inner, to, from, bytes); }
@@ -43,23 +38,23 @@ static size_t wrapped_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size
     return b->inner->attention_saved_bytes(b->inner, B, T, H, D);
 }
 
-static void wrapped_plan_begin(Backend *b) {
+void wrapper_plan_begin(Backend *b) {
     ((Wrapper *)b)->planning = true;
     b->inner->plan_begin(b->inner);
 }
 
-static bool wrapped_plan_end(Backend *b, Error *e) {
+bool wrapper_plan_end(Backend *b, Error *e) {
     ((Wrapper *)b)->planning = false;
     bool ok = b->inner->plan_end(b->inner, e);
-    wrapper_copy_memory(b);
+    copy_memory(b);
     return ok;
 }
 
-static void wrapped_mark(Backend *b, Mark mark, size_t unit) { b->inner->mark(b->inner, mark, unit); }
-static void wrapped_sync(Backend *b) { b->inner->sync(b->inner); }
+void wrapper_mark(Backend *b, Mark mark, size_t unit) { b->inner->mark(b->inner, mark, unit); }
+void wrapper_sync(Backend *b) { b->inner->sync(b->inner); }
 
-static void wrapped_destroy(Backend *b) {
-    wrapper_free((Wrapper *)b);
+void wrapper_destroy(Backend *b) {
+    free(((Wrapper *)b)->name);
     free(b);
 }
 
@@ -68,12 +63,10 @@ void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(B
     w->run = run_op;
     w->backend = (Backend){
         .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .inner = inner,
-        .alloc = wrapped_alloc, .release = wrapped_release, .upload = wrapped_upload, .download = wrapped_download,
-        .fill_zero = wrapped_fill_zero, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapped_plan_begin,
-        .plan_end = wrapped_plan_end, .mark = wrapped_mark, .sync = wrapped_sync, .destroy = wrapped_destroy,
+        .alloc = wrapper_alloc, .release = wrapper_release, .upload = wrapped_upload, .download = wrapped_download,
+        .fill_zero = wrapped_fill_zero, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
+        .plan_end = wrapper_plan_end, .mark = wrapper_mark, .sync = wrapper_sync, .destroy = wrapper_destroy,
     };
     wrapper_set_ops(&w->backend);
-    wrapper_copy_memory(&w->backend);
+    copy_memory(&w->backend);
 }
-
-void wrapper_free(Wrapper *w) { free(w->name); }

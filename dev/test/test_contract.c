@@ -1,0 +1,445 @@
+/* The contract of ops.h, enforced on every op of every backend here from one case list (op_cases.h): what `=` and `+=` promise, inputs and
+ * neighbouring memory left alone, optional operands, permitted aliasing, the same bits twice, fused equals composed.
+ * What an op computes is the business of other tests. The last tests run the checks on backends that break one promise each. */
+#include "llmc/cpu/cpu.h"
+#include "op_cases.h"
+
+static Backend *backend;
+
+static bool is_output(const Bound *bound) { return bound->o.p && bound->o.mode != MODE_IN && bound->o.kind != KIND_SAVED; }
+
+/* Same bits in operand x of call a and operand y of another. */
+static void expect_same(const Call *a, const Bound *x, const Bound *y, const char *when) {
+    size_t each = x->bytes / x->o.n;
+    for (size_t i = 0; i < x->o.n; i++) {
+        if (!is_covered(a, x, i) || !memcmp(x->after + i * each, y->after + i * each, each)) continue;
+        complain("%s, %s: %s[%zu] differs", a->title, when, x->o.name, i);
+        return;
+    }
+}
+
+/* Same bits in all outputs that both calls have. */
+static void expect_same_outputs(const Call *a, const Call *b, const char *when) {
+    for (int i = 0; i < a->n; i++)
+        if (is_output(&a->bound[i]) && b->bound[i].o.p) expect_same(a, &a->bound[i], &b->bound[i], when);
+}
+
+static void expect_no_nan(const Call *c) {
+    for (int k = 0; k < c->n; k++) {
+        const Bound *bound = &c->bound[k];
+        for (size_t i = 0; is_output(bound) && bound->o.kind != KIND_STEP && i < bound->o.n; i++) {
+            bool nan = isnan(value_at(c, bound, bound->after, i));
+            if (is_covered(c, bound, i) ? !nan : nan == !!isnan(value_at(c, bound, bound->before, i))) continue;
+            complain("%s: %s[%zu] is %s", c->title, bound->o.name, i, nan ? "NaN" : "written outside the segments");
+            break;
+        }
+    }
+}
+
+/* ---- the checks: each takes one case and complains ----------------------------------------------------------------- */
+
+/* `=`: whatever the output held before, NaN included, the result is the same bits. */
+static void check_overwrites(Backend *b, const OpCase *k) {
+    Call zero, nan;
+    call_create(&zero, b, k);
+    call_create(&nan, b, k);
+    call_fill(&zero, FILL_ZERO, FILL_VALUES);
+    call_fill(&nan, FILL_NAN, FILL_VALUES);
+    call_run(&zero);
+    call_run(&nan);
+    expect_no_nan(&nan);
+    expect_same_outputs(&zero, &nan, "prefilled with NaN instead of 0");
+    call_destroy(&zero);
+    call_destroy(&nan);
+}
+
+/* Rounding of a sum over `rows` terms and the old content, relative to the largest value in sight. */
+static double rounding(const Call *c, double largest) {
+    OpSize sizes[OP_MAX_SIZES];
+    int n = op_sizes(c->op, &c->args, sizes);
+    double rows = 4;
+    for (int i = 0; i < n; i++)
+        if (strchr("NBT", sizes[i].name[0])) rows += (double)sizes[i].value;
+    return rows * 0x1p-24 * largest;
+}
+
+static void check_added(const Call *c, const Bound *bound, const float *first, double times) {
+    double largest = 1;
+    for (size_t i = 0; i < bound->o.n; i++) largest = fmax(largest, fabs((double)first[i]));
+    for (size_t i = 0; i < bound->o.n; i++) {
+        double want = (double)value_at(c, bound, bound->before, i) + times * (double)first[i], found = value_at(c, bound, bound->after, i);
+        if (fabs(found - want) <= rounding(c, 2 * largest)) continue;
+        complain("%s: %s[%zu] is %.9g where += gives %.9g", c->title, bound->o.name, i, found, want);
+        return;
+    }
+}
+
+/* `+=` on gradients: from zero, once more, and from other values. */
+static void check_accumulates(Backend *b, const OpCase *k) {
+    Call zero, values;
+    call_create(&zero, b, k);
+    call_create(&values, b, k);
+    call_fill(&zero, FILL_ZERO, FILL_ZERO);
+    call_fill(&values, FILL_ZERO, FILL_VALUES);
+    call_run(&zero);
+    call_run(&values);
+    float *first[OP_MAX_OPERANDS] = {0};
+    for (int i = 0; i < zero.n; i++)
+        if (is_output(&zero.bound[i]) && zero.bound[i].o.kind == KIND_GRAD) {
+            first[i] = memcpy(xmalloc(zero.bound[i].bytes), zero.bound[i].after, zero.bound[i].bytes);
+            check_added(&values, &values.bound[i], first[i], 1);
+        }
+    call_run(&zero);
+    for (int i = 0; i < zero.n; i++) {
+        if (first[i]) check_added(&zero, &zero.bound[i], first[i], 2);
+        free(first[i]);
+    }
+    call_destroy(&zero);
+    call_destroy(&values);
+}
+
+/* `+=` on the step's sums: each call adds the same, and no other field changes. */
+static void check_step_sums(Backend *b, const OpCase *k) {
+    if (k->op != OP_loss_sum && k->op != OP_sum_squares) return;
+    Call c;
+    call_create(&c, b, k);
+    call_fill(&c, FILL_ZERO, FILL_ZERO);
+    Bound *step = call_find(&c, "step");
+    StepState s[3];
+    memcpy(&s[0], step->before, sizeof *s);
+    for (int i = 1; i < 3; i++) {
+        call_run(&c);
+        memcpy(&s[i], step->after, sizeof *s);
+    }
+    double *sum[3];
+    for (int i = 0; i < 3; i++) sum[i] = k->op == OP_loss_sum ? &s[i].loss_sum : &s[i].sum_squares;
+    double once = *sum[1] - *sum[0], twice = *sum[2] - *sum[0];
+    if (once == 0 || fabs(twice - 2 * once) > 1e-14 * (fabs(once) + *sum[0])) complain("%s adds %.17g, then %.17g", c.title, once, twice - once);
+    *sum[1] = *sum[2] = *sum[0];
+    if (memcmp(&s[1], &s[0], sizeof *s) || memcmp(&s[2], &s[0], sizeof *s)) complain("%s changes another field of the step", c.title);
+    call_destroy(&c);
+}
+
+/* The same call twice gives the same bits. */
+static void check_repeats(Backend *b, const OpCase *k) {
+    Call once, again;
+    call_create(&once, b, k);
+    call_create(&again, b, k);
+    call_fill(&once, FILL_ZERO, FILL_VALUES);
+    call_run(&once);
+    call_fill(&again, FILL_ZERO, FILL_VALUES);
+    call_run(&again);
+    expect_same_outputs(&once, &again, "run again");
+    call_destroy(&once);
+    call_destroy(&again);
+}
+
+/* Permitted aliasing gives the bits of separate buffers. */
+static const struct { OpId op; const char *buffer, *also; } aliases[] = {
+    {OP_add_norm_forward, "x", "residual"},
+    {OP_add_norm_backward, "dthrough", "dresidual"},
+    {OP_adamw, "master", "params"},
+    {OP_cast_params, "in", "out"},
+};
+
+static void check_aliasing(Backend *b, const OpCase *k) {
+    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++) {
+        if (aliases[i].op != k->op) continue;
+        Call apart, shared;
+        call_create(&apart, b, k);
+        call_create(&shared, b, k);
+        Bound *buffer = call_find(&shared, aliases[i].buffer), *also = call_find(&shared, aliases[i].also);
+        bool possible = buffer->block && also->block && (buffer->bytes == also->bytes || k->op == OP_cast_params);
+        if (possible) {
+            call_alias(&shared, aliases[i].buffer, aliases[i].also);
+            call_fill(&apart, FILL_ZERO, FILL_VALUES);
+            call_fill(&shared, FILL_ZERO, FILL_VALUES);
+            call_run(&apart);
+            call_run(&shared);
+            expect_same_outputs(&apart, &shared, "with two operands in one buffer");
+        }
+        call_destroy(&apart);
+        call_destroy(&shared);
+    }
+}
+
+/* Leaving out an optional operand changes no other output; leaving out an input counts as zero. */
+static const struct { OpId op; const char *absent, *zeroed; } optionals[] = {
+    {OP_add_norm_forward, " y ", "y"},
+    {OP_add_norm_forward, " y residual ", "y"},
+    {OP_attention_forward, " saved ", NULL},
+    {OP_head_loss, " dx dw ", NULL},
+    {OP_linear_backward, " dinp ", NULL},
+    {OP_add_norm_backward, " dthrough ", "dthrough"},
+};
+
+static void check_optional(Backend *b, const OpCase *k) {
+    for (size_t i = 0; i < sizeof optionals / sizeof *optionals; i++) {
+        if (optionals[i].op != k->op || *k->absent) continue;
+        OpCase less = *k;
+        less.absent = optionals[i].absent;
+        Call all, without;
+        call_create(&all, b, k);
+        call_create(&without, b, &less);
+        call_fill(&all, FILL_ZERO, FILL_VALUES);
+        call_fill(&without, FILL_ZERO, FILL_VALUES);
+        if (optionals[i].zeroed) {
+            Bound *zeroed = call_find(&all, optionals[i].zeroed);
+            memset(zeroed->before, 0, zeroed->bytes);
+            upload_bound(&all, zeroed);
+        }
+        call_run(&all);
+        call_run(&without);
+        expect_same_outputs(&without, &all, "against the call with all operands");
+        call_destroy(&all);
+        call_destroy(&without);
+    }
+}
+
+/* ---- fused equals composed ---------------------------------------------------------------------------------------- */
+
+static OpCase case_of(OpId op, const size_t *sizes, const char *absent) {
+    OpCase k = {.op = op, .absent = absent};
+    memcpy(k.sizes, sizes, sizeof k.sizes);
+    return k;
+}
+
+/* Gives an input of one call the content of an operand of another. */
+static void copy_content(Call *to, const char *name, const Bound *content) {
+    Bound *bound = call_find(to, name);
+    CHECK(bound->bytes == content->bytes, "%s: %zu bytes, %zu bytes", name, bound->bytes, content->bytes);
+    memcpy(bound->before, content->after, bound->bytes);
+    upload_bound(to, bound);
+}
+
+/* linear with GELU = linear, then gelu: bit for bit. */
+static void check_linear_gelu(Backend *b, const OpCase *k) {
+    if (k->op != OP_linear_forward || *k->absent) return;
+    OpCase plain_case = case_of(k->op, k->sizes, " pre_gelu "), gelu_case = {.op = OP_gelu_forward, .sizes = {k->sizes[0] * k->sizes[2]}, .absent = ""};
+    Call fused, plain, gelu;
+    call_create(&fused, b, k);
+    call_create(&plain, b, &plain_case);
+    call_create(&gelu, b, &gelu_case);
+    call_fill(&fused, FILL_NAN, FILL_ZERO);
+    call_fill(&plain, FILL_NAN, FILL_ZERO);
+    call_fill(&gelu, FILL_NAN, FILL_ZERO);
+    call_run(&fused);
+    call_run(&plain);
+    expect_same(&fused, call_find(&fused, "pre_gelu"), call_find(&plain, "out"), "against linear without GELU");
+    copy_content(&gelu, "pre_gelu", call_find(&plain, "out"));
+    call_run(&gelu);
+    expect_same(&fused, call_find(&fused, "out"), call_find(&gelu, "out"), "against linear, then gelu");
+    call_destroy(&fused);
+    call_destroy(&plain);
+    call_destroy(&gelu);
+}
+
+/* add_norm(x, y) = add_norm(x + y), bit for bit, with x + y rounded to the compute type. */
+static void check_add_then_norm(Backend *b, const OpCase *k) {
+    if (k->op != OP_add_norm_forward || *k->absent) return;
+    OpCase single_case = case_of(k->op, k->sizes, " y ");
+    Call fused, single;
+    call_create(&fused, b, k);
+    call_create(&single, b, &single_case);
+    call_fill(&fused, FILL_NAN, FILL_ZERO);
+    call_fill(&single, FILL_NAN, FILL_ZERO);
+    call_run(&fused);
+    const Bound *x = call_find(&fused, "x"), *y = call_find(&fused, "y"), *residual = call_find(&fused, "residual");
+    for (size_t i = 0; i < x->o.n; i++) {
+        float sum = value_at(&fused, x, x->before, i) + value_at(&fused, y, y->before, i), found = value_at(&fused, residual, residual->after, i);
+        if (fabsf(found - sum) > (b->elem_bytes == 2 ? 0x1p-9f * fabsf(sum) : 0)) complain("%s: residual[%zu] %g, x + y %g", fused.title, i, found, sum);
+    }
+    copy_content(&single, "x", residual);
+    call_run(&single);
+    expect_same_outputs(&single, &fused, "against add_norm of the sum");
+    call_destroy(&fused);
+    call_destroy(&single);
+}
+
+/* Relative rounding of the compute type. */
+static double epsilon(const Backend *b) { return b->elem_bytes == 2 ? 0x1p-8 : 0x1p-23; }
+
+/* linear_backward with pre_gelu: dinp = (dinp without) * gelu'(pre_gelu); dw and db the same bits. */
+static void check_linear_backward_gelu(Backend *b, const OpCase *k) {
+    if (k->op != OP_linear_backward || *k->absent) return;
+    OpCase plain_case = case_of(k->op, k->sizes, " pre_gelu ");
+    Call fused, plain;
+    call_create(&fused, b, k);
+    call_create(&plain, b, &plain_case);
+    call_fill(&fused, FILL_NAN, FILL_VALUES);
+    call_fill(&plain, FILL_NAN, FILL_VALUES);
+    call_run(&fused);
+    copy_content(&plain, "inp", call_find(&fused, "inp"));
+    call_run(&plain);
+    expect_same(&fused, call_find(&fused, "dw"), call_find(&plain, "dw"), "against no pre_gelu");
+    expect_same(&fused, call_find(&fused, "db"), call_find(&plain, "db"), "against no pre_gelu");
+    const Bound *pre = call_find(&fused, "pre_gelu"), *dinp = call_find(&fused, "dinp"), *before = call_find(&plain, "dinp");
+    for (size_t i = 0; i < dinp->o.n; i++) {
+        double x = value_at(&fused, pre, pre->before, i), t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+        double slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+        double factor = value_at(&plain, before, before->after, i), found = value_at(&fused, dinp, dinp->after, i);
+        if (fabs(found - slope * factor) <= 4 * epsilon(b) * fabs(factor)) continue;
+        complain("%s: dinp[%zu] %.9g, composed %.9g", fused.title, i, found, slope * factor);
+        break;
+    }
+    call_destroy(&fused);
+    call_destroy(&plain);
+}
+
+/* One row of the head: its loss, and dlogits in place of the logits. */
+static double head_row(double *logits, size_t V, int32_t target, double scale) {
+    double largest = -INFINITY, sum = 0;
+    for (size_t v = 0; v < V; v++) largest = fmax(largest, logits[v]);
+    for (size_t v = 0; v < V; v++) sum += exp(logits[v] - largest);
+    double loss = target < 0 ? 0 : largest + log(sum) - logits[target];
+    for (size_t v = 0; v < V; v++)
+        logits[v] = target < 0 ? 0 : (exp(logits[v] - largest) / sum - (v == (size_t)target)) * scale;
+    return loss;
+}
+
+static void expect_near(const Call *c, const Bound *bound, const double *want, double tolerance) {
+    for (size_t i = 0; i < bound->o.n; i++) {
+        double found = value_at(c, bound, bound->after, i);
+        if (fabs(found - want[i]) <= tolerance) continue;
+        complain("%s: %s[%zu] %.9g, composed %.9g, tolerance %.2g", c->title, bound->o.name, i, found, want[i], tolerance);
+        return;
+    }
+}
+
+/* head_loss = head_logits, softmax and two products, these in double. Logits are sums of C products of values below 1; each
+ * gradient is a sum whose terms' absolute values add up to at most 2 scale (dx), to the number of rows times scale (dw). */
+static void check_head(Backend *b, const OpCase *k) {
+    if (k->op != OP_head_loss || *k->absent) return;
+    OpCase logits_case = case_of(OP_head_logits, k->sizes, "");
+    Call head, logits;
+    call_create(&head, b, k);
+    call_create(&logits, b, &logits_case);
+    call_fill(&head, FILL_NAN, FILL_ZERO);
+    call_fill(&logits, FILL_NAN, FILL_ZERO);
+    call_run(&head);
+    copy_content(&logits, "x", call_find(&head, "x"));
+    copy_content(&logits, "w", call_find(&head, "w"));
+    call_run(&logits);
+    const size_t N = k->sizes[0], C = k->sizes[1], V = k->sizes[2];
+    const Bound *x = call_find(&head, "x"), *w = call_find(&head, "w"), *row_logits = call_find(&logits, "logits");
+    const int32_t *targets = (const int32_t *)(const void *)call_find(&head, "targets")->before;
+    const double scale = head.args.head_loss.scale;
+    double *losses = xcalloc(N, sizeof(double)), *dx = xcalloc(N * C, sizeof(double)), *dw = xcalloc(V * C, sizeof(double));
+    double *dlogits = xcalloc(V, sizeof(double));
+    for (size_t n = 0; n < N; n++) {
+        for (size_t v = 0; v < V; v++) dlogits[v] = value_at(&logits, row_logits, row_logits->after, n * V + v);
+        losses[n] = head_row(dlogits, V, targets[n], scale);
+        for (size_t v = 0; v < V; v++)
+            for (size_t c = 0; c < C; c++) {
+                dx[n * C + c] += dlogits[v] * value_at(&head, w, w->before, v * C + c);
+                dw[v * C + c] += dlogits[v] * value_at(&head, x, x->before, n * C + c);
+            }
+    }
+    double eps = epsilon(b), logit_error = eps * sqrt((double)C) * 4; /* a random walk of C roundings */
+    expect_near(&head, call_find(&head, "losses"), losses, 2 * logit_error + 8 * eps);
+    expect_near(&head, call_find(&head, "dx"), dx, scale * (2 * logit_error + 8 * eps));
+    expect_near(&head, call_find(&head, "dw"), dw, scale * (double)N * (2 * logit_error + 8 * eps));
+    free(losses), free(dx), free(dw), free(dlogits);
+    call_destroy(&head);
+    call_destroy(&logits);
+}
+
+/* ---- the tests ------------------------------------------------------------------------------------------------------ */
+
+static void for_all_cases(void (*check)(Backend *, const OpCase *)) {
+    complaints = 0;
+    for (int i = 0; i < N_OP_CASES; i++) check(backend, &op_cases[i]);
+    EXPECT(complaints == 0, "%d complaints", complaints);
+}
+
+TEST(outputs_are_overwritten) { for_all_cases(check_overwrites); }
+TEST(gradients_accumulate) { for_all_cases(check_accumulates); }
+TEST(step_sums_accumulate) { for_all_cases(check_step_sums); }
+TEST(same_call_same_bits) { for_all_cases(check_repeats); }
+TEST(permitted_aliasing) { for_all_cases(check_aliasing); }
+TEST(optional_operands) { for_all_cases(check_optional); }
+TEST(linear_gelu_is_linear_then_gelu) { for_all_cases(check_linear_gelu); }
+TEST(add_norm_is_add_then_norm) { for_all_cases(check_add_then_norm); }
+TEST(linear_backward_gelu_is_composed) { for_all_cases(check_linear_backward_gelu); }
+TEST(head_is_logits_softmax_products) { for_all_cases(check_head); }
+
+/* ---- tests of the tests: a backend that breaks one promise in one operand of one op must be noticed ------------------ */
+
+static const struct {
+    Damage damage;
+    const char *name;
+    void (*check)(Backend *, const OpCase *);
+} promises[] = {
+    {DAMAGE_UNWRITTEN, "unwritten element", check_overwrites},
+    {DAMAGE_NAN, "NaN", check_overwrites},
+    {DAMAGE_NOT_ADDED, "= for +=", check_accumulates},
+    {DAMAGE_BEYOND, "write beyond the end", check_repeats},
+    {DAMAGE_BEFORE, "write before the begin", check_repeats},
+    {DAMAGE_ELEMENT, "changed input", check_repeats},
+    {DAMAGE_JITTER, "different bits each time", check_repeats},
+};
+
+/* Whether the promise says anything about the operand. */
+static bool concerns(Damage damage, const Operand *o) {
+    switch (damage) {
+    case DAMAGE_UNWRITTEN: return o->mode == MODE_OUT && o->kind != KIND_SAVED;
+    case DAMAGE_NAN: return o->mode != MODE_IN && o->kind != KIND_SAVED && o->kind != KIND_STEP;
+    case DAMAGE_NOT_ADDED: return o->mode == MODE_ADD && o->kind == KIND_GRAD;
+    case DAMAGE_ELEMENT: return o->mode == MODE_IN;
+    case DAMAGE_JITTER: return o->mode != MODE_IN && o->kind != KIND_SAVED;
+    case DAMAGE_BEYOND: case DAMAGE_BEFORE: return true;
+    }
+    return false;
+}
+
+TEST(broken_promises_are_noticed) {
+    int tried = 0;
+    complain_quietly = true;
+    for (size_t p = 0; p < sizeof promises / sizeof *promises; p++)
+        for (int i = 0; i < N_OP_CASES; i++) {
+            const OpCase *k = &op_cases[i];
+            Operand operands[OP_MAX_OPERANDS];
+            int n = case_operands(backend, k, operands);
+            if (!is_small(operands, n)) continue;
+            for (int o = 0; o < n; o++) {
+                if (!concerns(promises[p].damage, &operands[o]) || is_absent(k, &operands[o])) continue;
+                Backend *broken = broken_create(backend, promises[p].damage, k->op, o);
+                complaints = 0;
+                promises[p].check(broken, k);
+                tried++;
+                EXPECT(complaints > 0, "%s in %s.%s (case %d) is not noticed", promises[p].name, op_names[k->op], operands[o].name, i);
+                broken->destroy(broken);
+            }
+        }
+    complain_quietly = false;
+    EXPECT(tried > 300, "only %d", tried);
+}
+
+/* ---- every backend here -------------------------------------------------------------------------------------------- */
+#define RUN_ON(name) (snprintf(title, sizeof title, "%s, %s", which, #name), test_run(title, test_##name))
+
+static void run_all(const char *which, Backend *b) {
+    char title[128];
+    backend = b;
+    RUN_ON(outputs_are_overwritten);
+    RUN_ON(gradients_accumulate);
+    RUN_ON(step_sums_accumulate);
+    RUN_ON(same_call_same_bits);
+    RUN_ON(permitted_aliasing);
+    RUN_ON(optional_operands);
+    RUN_ON(linear_gelu_is_linear_then_gelu);
+    RUN_ON(add_norm_is_add_then_norm);
+    RUN_ON(linear_backward_gelu_is_composed);
+    RUN_ON(head_is_logits_softmax_products);
+    RUN_ON(broken_promises_are_noticed);
+    b->destroy(b);
+}
+
+int main(int argc, char **argv) {
+    test_start(argc, argv);
+    Error e = {0};
+    cpu_gemm_use_blas(false);
+    run_all("cpu, own products", cpu_backend_create(&e));
+    if (cpu_gemm_use_blas(true)) run_all("cpu, OpenBLAS", cpu_backend_create(&e));
+    return test_done();
+}

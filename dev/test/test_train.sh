@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# The program from outside, as a user runs it: text in, training, stopping, resuming, evaluating, generating; and the promises
+# that only whole processes show (P6, P8, P12, P15, P20). Uses a tiny model on text that it writes itself.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
+tokenize=$PWD/${LLMC_TEST_BUILD:-build/test}/tokenize
+work=$(mktemp -d "${TMPDIR:-/tmp}/llmc test.XXXXXX") # with a space in its path, on purpose
+trap 'rm -rf "$work"' EXIT
+export OMP_NUM_THREADS=2
+passed=0 failed=0 name=
+test_case() { name=$1; bad=0; }
+expect() { # description, command...
+    local what=$1; shift
+    "$@" || { bad=1; echo "FAILED $name: $what"; }
+}
+done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -5 "$work/log" 2>/dev/null; fi; }
+says() { grep -qE -- "$1" "$work/log"; }
+# run CODE ARGS...: runs the program, its output in $work/log, and checks the exit code
+run() {
+    local want=$1 got; shift
+    "$train" "$@" >"$work/log" 2>&1; got=$?
+    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: $*"; tail -3 "$work/log"; }
+}
+# The tensors' bytes of a checkpoint (weights, moments) as one hash; the files' headers, which hold the run id, left out.
+tensor_hash() {
+    local f n
+    for f in "$1"/*.safetensors; do
+        n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"
+    done | sha256sum
+}
+losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl"; }
+
+# Text with some structure: sentences of a few words, numbered documents.
+awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
+  for (i = 0; i < 6000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
+small=(--layers 2 --channels 32 --heads 2 --seq-len 32 --batch 4 --vocab-size 300 --val-every 10 --val-batches 4 --save-every 10 --lr 3e-3)
+
+test_case text_to_model
+run 0 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --sample-every 20 --sample-tokens 8
+expect "a step line" says 'step 40/40 \| loss [0-9.]+ .*norm .*lr .*ms .*tok/s \| ETA'
+expect "validation" says 'validation loss [0-9]+\.[0-9]{6}'
+expect "sample" says 'sample at step 40'
+expect "memory table" says 'memory .*weights'
+expect "checkpoint" test -f "$work/a/step_00000040/model.safetensors"
+expect "tokenizer files beside the weights" test -f "$work/a/step_00000040/vocab.json"
+expect "configuration" grep -q '^steps = 40' "$work/a/config.txt"
+expect "start record" grep -q '"kind":"start".*"build":' "$work/a/metrics.jsonl"
+expect "40 step records" test "$(grep -c '"kind":"step"' "$work/a/metrics.jsonl")" -eq 40
+first=$(losses "$work/a" | head -1 | cut -d' ' -f2) last=$(losses "$work/a" | tail -1 | cut -d' ' -f2)
+expect "it learns ($first -> $last)" awk "BEGIN { exit !($last < $first - 1) }"
+done_case
+
+test_case finished_run_says_so
+run 0 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --sample-every 20 --sample-tokens 8
+expect "done" says '^done: 40 steps'
+done_case
+
+test_case P20_same_bits_twice
+run 0 --data "$work/text.txt" --out "$work/b" "${small[@]}" --steps 40
+expect "same losses and norms" cmp -s <(losses "$work/a") <(losses "$work/b")
+expect "same tensors" test "$(tensor_hash "$work/a/step_00000040")" = "$(tensor_hash "$work/b/step_00000040")"
+done_case
+
+test_case validation_and_samples_leave_training_alone
+run 0 --data "$work/text.txt" --out "$work/c" "${small[@]}" --steps 40 --val-every 0
+expect "same losses and norms" cmp -s <(losses "$work/a") <(losses "$work/c")
+done_case
+
+test_case recompute_gives_the_same_bits
+for how in gelu block; do
+    run 0 --data "$work/text.txt" --out "$work/r_$how" "${small[@]}" --steps 12 --recompute $how
+    expect "same losses with --recompute $how" cmp -s <(losses "$work/a" | head -12) <(losses "$work/r_$how")
+done
+done_case
+
+# Kills at chosen and at random moments; after each the same command goes on; the end equals the uninterrupted run.
+test_case P8_kill_anywhere_and_resume_is_bitwise
+for fault in kill@step=3 kill@micro=1 kill@step=10 kill@io=4 kill@step=17 kill@io=11 kill@step=25 kill@io=23 kill@step=39; do
+    LLMC_FAULT=$fault "$train" --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256 >"$work/log" 2>&1
+    code=$?
+    expect "killed by $fault or finished (exit $code)" test "$code" -eq 137 -o "$code" -eq 0
+done
+for wait in 0.05 0.12 0.3; do
+    "$train" --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256 >"$work/log" 2>&1 &
+    child=$!; sleep $wait; kill -9 $child 2>/dev/null; wait $child 2>/dev/null
+done
+run 0 --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256
+run 0 --data "$work/text.txt" --out "$work/u" "${small[@]}" --steps 40 --total-batch 256
+expect "same tensors as the uninterrupted run" test "$(tensor_hash "$work/k/step_00000040")" = "$(tensor_hash "$work/u/step_00000040")"
+expect "same last loss" test "$(losses "$work/k" | tail -1)" = "$(losses "$work/u" | tail -1)"
+expect "every metrics line is whole" test "$(grep -vcE '^\{"kind":.*\}$' "$work/k/metrics.jsonl")" -le 12
+done_case
+
+test_case signal_saves_and_exits_75
+"$train" --data "$work/text.txt" --out "$work/s" "${small[@]}" --steps 4000 --val-every 0 >"$work/log" 2>&1 &
+child=$!
+for _ in $(seq 100); do grep -q 'step   *[0-9]*/4000' "$work/log" && break; sleep 0.05; done
+kill -TERM $child; wait $child; code=$?
+expect "exit 75, got $code" test "$code" -eq 75
+expect "says that it saved" says 'stopped by signal 15 after step [0-9]+, saved'
+done_case
+
+test_case P6_used_directory_is_refused_or_resumed
+run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --resume never
+expect "names the checkpoint" says 'already holds a run'
+done_case
+
+test_case P12_changes_are_refused_unless_allowed
+run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 50
+expect "names class and values" says 'steps.*40.*50|schedule'
+run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --layers 3
+run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --seed 5
+run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --total-batch 256
+(cat "$work/text.txt"; echo changed) >"$work/other.txt"
+run 3 --data "$work/other.txt" --out "$work/a" "${small[@]}" --steps 40
+cp -r "$work/a" "$work/longer"
+run 0 --data "$work/text.txt" --out "$work/longer" "${small[@]}" --steps 50 --allow-change schedule
+expect "went on to 50" test -d "$work/longer/step_00000050"
+done_case
+
+test_case two_processes_do_not_share_a_run
+( flock 9; run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40; says 'in use by another process'; exit $((bad + $?)) ) 9>"$work/a/lock"
+expect "refused with a message" test $? -eq 0
+done_case
+
+test_case evaluate_and_generate
+run 0 --eval-only --init-from "$work/a" --val "$work/text.txt" --batch 3
+expect "one line of loss" test "$(grep -cE '^val loss [0-9]+\.[0-9]{6}$' "$work/log")" -eq 1
+expect "bits per byte" says '^bits per byte'
+loss=$(sed -nE 's/^val loss //p' "$work/log")
+run 0 --eval-only --init-from "$work/a/step_00000040" --val "$work/text.txt" --batch 8
+expect "independent of the batch" awk "BEGIN { d = $loss - $(sed -nE 's/^val loss //p' "$work/log"); exit !(d < 2e-6 && d > -2e-6) }"
+run 0 --generate --init-from "$work/a" --prompt "the cat" --max-tokens 20 --seed 3
+cp "$work/log" "$work/one"
+expect "continues the prompt" says '^the cat'
+run 0 --generate --init-from "$work/a" --prompt "the cat" --max-tokens 20 --seed 3
+expect "the same seed writes the same" cmp -s "$work/log" "$work/one"
+run 0 --generate --init-from "$work/a" --prompt "the cat" --max-tokens 5 --temperature 0
+done_case
+
+test_case token_shards_and_init_from
+mkdir "$work/shards"
+"$tokenize" encode --tokenizer "$work/a/data/tokenizer" --out "$work/shards/train_0.bin" "$work/text.txt" >"$work/log" 2>&1 || bad=1
+"$tokenize" encode --tokenizer "$work/a/data/tokenizer" --out "$work/shards/train_1.bin" "$work/other.txt" >"$work/log" 2>&1 || bad=1
+"$tokenize" encode --tokenizer "$work/a/data/tokenizer" --out "$work/shards/val_0.bin" "$work/text.txt" >"$work/log" 2>&1 || bad=1
+run 0 --data "$work/shards/train_*.bin" --val "$work/shards/val_*.bin" --out "$work/sh" "${small[@]}" --steps 5
+expect "two files" says 'training data.* in 2 files'
+run 0 --data "$work/text.txt" --out "$work/i" --init-from "$work/a" --batch 4 --steps 3 --val-every 0 --lr 1e-4
+expect "starts where the other ended" awk "BEGIN { exit !($(losses "$work/i" | head -1 | cut -d' ' -f2) < $first - 0.8) }"
+done_case
+
+test_case P15_nonfinite_stops_with_5_weights_unharmed
+run 5 --data "$work/text.txt" --out "$work/n" "${small[@]}" --steps 40 --lr 1e3 --grad-clip 0 --weight-decay 0 --max-nonfinite 2 --eps 1e-20 --beta2 0
+expect "says why" says 'steps in a row had a non-finite'
+done_case
+
+test_case config_file
+printf '# a comment\nlayers = 2\nchannels = 32\nheads = 2\nseq-len = 32\nbatch = 4\nvocab-size = 300\nsteps = 3\nval-every = 0\n' >"$work/c.cfg"
+run 0 --config "$work/c.cfg" --data "$work/text.txt" --out "$work/cfg" --steps 2
+expect "the command line wins" test -d "$work/cfg/step_00000002"
+done_case
+
+test_case trace_and_dry_run
+run 0 --data "$work/text.txt" --out "$work/t" "${small[@]}" --steps 3 --val-every 0 --trace "$work/trace.json"
+for op in linear_forward attention_backward adamw; do expect "the trace holds $op" grep -q "\"$op\"" "$work/trace.json"; done
+run 0 --dry-run --model gpt2-xl --batch 16 --total-batch 1048576 --processes 64 --tokens 32G
+expect "parameters" says '1557611200'
+expect "FLOPs" says '9817977600'
+done_case
+
+test_case bad_usage_is_one_clear_message
+while IFS='|' read -r code pattern args; do
+    eval "run $code $args"
+    expect "message /$pattern/ for: $args" says "$pattern"
+    expect "one line for: $args" test "$(wc -l <"$work/log")" -eq 1
+done <<'CASES'
+2|--channels|--data x --out y --chanels 5
+2|heads|--data "$work/text.txt" --out "$work/zz" --channels 30 --heads 4
+2|exclude|--data x --out y --steps 5 --epochs 2
+2|range|--data x --out y --batch 0
+2|no training data|--out y
+2|no run directory|--data x
+2|--init-from|--generate
+3|no such file|--data /nonexistent/file --out "$work/zz2"
+2|known|--dry-run --model gpt9
+2|bf16|--data x --out y --dtype bf16
+CASES
+done_case
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
