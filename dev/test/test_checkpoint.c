@@ -215,15 +215,16 @@ TEST(P1_round_trip) {
     free(run);
 }
 
-/* Kills a save at every I/O call in turn; `before` has the run directory as it is before each. */
-static int kill_everywhere(const char *name, void (*before)(const char *run), uint64_t seed, int64_t step, int keep, const int64_t steps[2],
+/* Kills a save at every I/O call in turn (half: after half of that call's bytes); `before` makes the run directory as it is before each. */
+static int kill_everywhere(const char *name, bool half, void (*before)(const char *run), uint64_t seed, int64_t step, int keep, const int64_t steps[2],
                            const uint64_t seeds[2]) {
     char *run = path_join(root, name), fault[64];
     int k = 1, status = 1;
     for (; status != 0 && k < 500; k++) {
         path_remove_tree(run, NULL);
         before(run);
-        snprintf(fault, sizeof fault, "kill@io=%d", k);
+        if (half) snprintf(fault, sizeof fault, "short@io=%d;kill@io=%d", k, k + 1);
+        else snprintf(fault, sizeof fault, "kill@io=%d", k);
         status = child_save(run, seed, step, keep, 0, fault);
         EXPECT(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL), "%s: status %x", fault, (unsigned)status);
         if (status) expect_newest(run, steps, seeds, fault);
@@ -232,7 +233,7 @@ static int kill_everywhere(const char *name, void (*before)(const char *run), ui
         expect_newest(run, (int64_t[]){step, step}, (uint64_t[]){seed, seed}, fault);
         EXPECT(!hidden_left(run), "%s", fault);
     }
-    EXPECT(status == 0 && k > 15, "ended after %d", k);
+    EXPECT(status == 0 && k > 14, "ended after %d", k);
     free(run);
     return k - 2;
 }
@@ -240,18 +241,22 @@ static int kill_everywhere(const char *name, void (*before)(const char *run), ui
 static void have_10(const char *run) { free(run_with(strrchr(run, '/') + 1, (int64_t[]){10}, 1)); }
 
 TEST(P1_kill_at_every_io_call) {
-    int n = kill_everywhere("kill", have_10, 20, 20, 0, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
+    int n = kill_everywhere("kill", false, have_10, 20, 20, 0, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
     printf("# save: %d io calls\n", n);
 }
 
+TEST(P1_kill_in_the_middle_of_every_write) {
+    kill_everywhere("killhalf", true, have_10, 20, 20, 0, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
+}
+
 TEST(P1_kill_at_every_io_call_of_save_and_retention) {
-    int n = kill_everywhere("killretain", have_10, 20, 20, 1, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
+    int n = kill_everywhere("killretain", false, have_10, 20, 20, 1, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
     printf("# save and retain: %d io calls\n", n);
 }
 
 /* The only checkpoint is replaced by another of the same step: one of the two is always there. */
 TEST(P1_kill_while_replacing_the_only_one) {
-    int n = kill_everywhere("killreplace", have_10, 77, 10, 0, (int64_t[]){10, 10}, (uint64_t[]){10, 77});
+    int n = kill_everywhere("killreplace", false, have_10, 77, 10, 0, (int64_t[]){10, 10}, (uint64_t[]){10, 77});
     printf("# replace: %d io calls\n", n);
 }
 
@@ -444,7 +449,7 @@ static void errno_everywhere(const char *name, const char *number) {
         free(old);
         free(said);
     }
-    EXPECT(status == 0 && k > 15, "ended after %d", k);
+    EXPECT(status == 0 && k > 14, "ended after %d", k);
     free(run);
 }
 
@@ -799,6 +804,7 @@ int main(int argc, char **argv) {
     if (!mkdtemp(root)) return 1;
     RUN(P1_round_trip);
     RUN(P1_kill_at_every_io_call);
+    RUN(P1_kill_in_the_middle_of_every_write);
     RUN(P1_kill_at_every_io_call_of_save_and_retention);
     RUN(P1_kill_while_replacing_the_only_one);
     RUN(P1_saving_the_same_state_again_keeps_it);
