@@ -31,7 +31,7 @@ FLAGS   += -DLLMC_FAULT_INJECTION
 endif
 
 LIB      := $(BUILD)/libllmc.a
-LIB_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/*/*.c))
+LIB_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/*/*.c dev/data/*/*.c))
 PROGRAMS := $(patsubst dev/data/%.c,%,$(wildcard dev/data/*.c)) $(patsubst %.cu,%,$(wildcard train_gpt2.cu))
 TESTS    := $(patsubst dev/test/%.c,%,$(wildcard dev/test/test_*.c)) $(patsubst %.cu,%,$(wildcard test_gpt2.cu))
 BENCHES  := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
