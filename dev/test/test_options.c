@@ -148,7 +148,9 @@ TEST(messages) {
         for (int k = 0; k < 3; k++) EXPECT(strstr(e.text, cases[i].expected[k]), "case %zu: \"%s\" lacks \"%s\"", i, e.text, cases[i].expected[k]);
     }
     EXPECT(!options_nearest(&table, "zzzzzzz"));
-    EXPECT(!strcmp(options_nearest(&table, "lr-schedlue"), "lr-schedule"), "a swap is one edit");
+    EXPECT(!strcmp(options_nearest(&table, "lr-schedlue"), "lr-schedule"), "an edit or two");
+    const char *swapped = options_nearest(&table, "rl");
+    EXPECT(swapped && !strcmp(swapped, "lr"), "a swap is one edit; two would be too far for a word of two letters");
 }
 
 TEST(arguments) {
