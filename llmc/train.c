@@ -2,11 +2,31 @@
 #include "train.h"
 #include <string.h>
 
+/* From gradients to weights. */
+static void update(Trainer *trainer) {
+    GPT2 *model = trainer->model;
+    Backend *be = model->backend;
+    const ParamLayout *layout = &model->layout;
+    for (size_t unit = 0; unit < layout->n_units; unit++) {
+        size_t begin = layout->unit_begin[unit], n = layout->unit_begin[unit + 1] - begin;
+        be->sum_squares(be, &(SumSquares){.step = trainer->state, .grads = {model->grads.p + begin}, .n = n});
+    }
+    be->step_decide(be, &(StepDecide){.step = trainer->state});
+    be->adamw(be, &(AdamW){.params = model->params, .master = model->master, .m = model->m, .v = model->v, .grads = model->grads,
+                           .step = trainer->state, .segments = layout->segments, .n_segments = layout->n_segments, .n = layout->n_elements});
+}
+
 bool trainer_create(Trainer *trainer, GPT2 *model, Acts *acts, Error *e) {
     Backend *be = model->backend;
     *trainer = (Trainer){.model = model, .acts = acts};
     trainer->state.p = (StepState *)be->alloc(be, MEM_OTHER, "step state", sizeof(StepState), e);
-    return trainer->state.p != NULL;
+    if (!trainer->state.p) return false;
+    be->plan_begin(be);
+    be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = acts->B * acts->T});
+    update(trainer);
+    if (be->plan_end(be, e)) return true;
+    trainer_destroy(trainer);
+    return false;
 }
 
 void trainer_destroy(Trainer *trainer) {
@@ -32,25 +52,18 @@ StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro
     GPT2 *model = trainer->model;
     Acts *acts = trainer->acts;
     Backend *be = model->backend;
-    const ParamLayout *layout = &model->layout;
     size_t rows = acts->B * acts->T;
     float scale = (float)(1.0 / ((double)n_micro * (double)rows));
 
     begin_step(trainer, params, n_micro);
-    be->fill_zero(be, model->grads.p, layout->n_elements * sizeof(float));
+    be->fill_zero(be, model->grads.p, model->layout.n_elements * sizeof(float));
     for (size_t i = 0; i < n_micro; i++) {
         const int32_t *tokens, *targets;
         next(context, i, &tokens, &targets);
         gpt2_forward_backward(model, acts, tokens, targets, scale);
         be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = rows});
     }
-    for (size_t unit = 0; unit < layout->n_units; unit++) {
-        size_t begin = layout->unit_begin[unit], n = layout->unit_begin[unit + 1] - begin;
-        be->sum_squares(be, &(SumSquares){.step = trainer->state, .grads = {model->grads.p + begin}, .n = n});
-    }
-    be->step_decide(be, &(StepDecide){.step = trainer->state});
-    be->adamw(be, &(AdamW){.params = model->params, .master = model->master, .m = model->m, .v = model->v, .grads = model->grads,
-                           .step = trainer->state, .segments = layout->segments, .n_segments = layout->n_segments, .n = layout->n_elements});
+    update(trainer);
     StepState s;
     be->download(be, &s, trainer->state.p, sizeof s);
     return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates};

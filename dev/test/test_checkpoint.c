@@ -1,276 +1,7 @@
-/* Checkpoints: promises P1 to P6, P12, P13, P14 of a run, on a tiny model. Saves that must die run in a child process (this program
- * started again with --save), because faults are counted over a process. */
-#include "../../llmc/base/rng.h"
-#include "../../llmc/run/checkpoint_private.h"
-#include "test.h"
-#include <errno.h>
+/* Checkpoints at rest: P2, P3, P5, P6, P11 (loading), P12, P13, P14 on a tiny model. Kills and full disks: test_checkpoint_faults.c. */
+#include "checkpoint_fixture.h"
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-static char root[256];
-static Backend *cpu;
-static const char RUN_ID[] = "0123456789abcdef0123456789abcdef";
-static const FixedFact facts[] = {
-    {"data", "data fingerprint", "aabbcc"}, {"tokenizer", "tokenizer fingerprint", "none"}, {"shape", "layers", "2"},
-    {"batch", "total-batch", "512"},        {"schedule", "lr", "0.00059999999999999995"},   {"schedule", "warmup", "700"},
-    {"optimizer", "beta1", "0.90000000000000002"},
-};
-enum { N_FACTS = sizeof facts / sizeof *facts };
-
-static RunIdentity identity(void) {
-    RunIdentity id = {.facts = facts, .n_facts = N_FACTS};
-    memcpy(id.run_id, RUN_ID, sizeof id.run_id);
-    return id;
-}
-
-/* ---- a model and a state in which every value is another one ---- */
-
-static GPT2 model_create(size_t L, size_t C, size_t H, size_t V, size_t T) {
-    GPT2 model;
-    Error e = {0};
-    GPT2Config c = {.V = V, .L = L, .H = H, .C = C, .T = T};
-    if (!gpt2_config_check(&c, &e) || !gpt2_create(&model, cpu, &c, true, &e)) exit(error_print(&e));
-    return model;
-}
-
-static GPT2 tiny(void) { return model_create(2, 16, 2, 50, 8); }
-
-static float value_at(uint64_t seed, int which, size_t tensor, size_t i) {
-    return (float)(rng_uniform(seed, (uint32_t)which, (uint32_t)tensor, i) - (which == PARAM_V ? 0 : 0.5));
-}
-
-static void model_fill(GPT2 *model, uint64_t seed) {
-    static const int which[] = {PARAM_MASTER, PARAM_M, PARAM_V};
-    for (int w = 0; w < 3; w++)
-        for (size_t i = 0; i < model->layout.n_tensors; i++) {
-            const ParamTensor *t = &model->layout.tensors[i];
-            size_t n = t->file_rows * t->cols;
-            float *values = xmalloc(n * sizeof *values);
-            for (size_t k = 0; k < n; k++) values[k] = value_at(seed, which[w], i, k);
-            gpt2_tensor_set(model, t, which[w], values);
-            free(values);
-        }
-    gpt2_params_changed(model);
-}
-
-/* Values of which the model has another bit pattern than model_fill(seed) gave. */
-static size_t model_differences(const GPT2 *model, uint64_t seed) {
-    static const int which[] = {PARAM_MASTER, PARAM_M, PARAM_V};
-    size_t differences = 0;
-    for (int w = 0; w < 3; w++)
-        for (size_t i = 0; i < model->layout.n_tensors; i++) {
-            const ParamTensor *t = &model->layout.tensors[i];
-            size_t n = t->file_rows * t->cols;
-            float *values = xmalloc(n * sizeof *values);
-            gpt2_tensor_get(model, t, which[w], values);
-            for (size_t k = 0; k < n; k++) {
-                float want = value_at(seed, which[w], i, k);
-                differences += memcmp(&values[k], &want, sizeof want) != 0;
-            }
-            free(values);
-        }
-    return differences;
-}
-
-static TrainState state_at(uint64_t seed, int64_t step) {
-    TrainState s = {.step = step, .updates = step - 1, .samples = UINT64_MAX - seed, .seed = 0xfedcba9876543210u + seed, .best_val_loss = 1.0 / 3,
-                    .last_val_loss = NAN, .seconds = 1234.5678901234567};
-    MonitorWindow *windows[2] = {&s.monitor.loss, &s.monitor.norm};
-    for (int w = 0; w < 2; w++) {
-        for (int i = 0; i < MONITOR_WINDOW; i++) windows[w]->values[i] = value_at(seed, 10 + w, 0, (size_t)i);
-        windows[w]->n = 101 + (uint32_t)w;
-        windows[w]->next = 17 + (uint32_t)w;
-    }
-    s.monitor.nonfinite_in_row = 3, s.monitor.nonfinite_total = 5, s.monitor.spikes_total = INT64_MAX;
-    return s;
-}
-
-static bool save(const char *run, const GPT2 *model, uint64_t seed, int64_t step, Error *e) {
-    TrainState s = state_at(seed, step);
-    RunIdentity id = identity();
-    return checkpoint_save(run, model, &s, &id, e);
-}
-
-/* A run directory of its own with checkpoints filled from seed = step. */
-static char *run_with(const char *name, const int64_t *steps, int n) {
-    char *run = path_join(root, name);
-    Error e = {0};
-    GPT2 model = tiny();
-    path_remove_tree(run, NULL);
-    for (int i = 0; i < n; i++) {
-        model_fill(&model, (uint64_t)steps[i]);
-        EXPECT(save(run, &model, (uint64_t)steps[i], steps[i], &e), "%s", e.text);
-    }
-    gpt2_destroy(&model);
-    return run;
-}
-
-static char *step_dir(const char *run, int64_t step) { return xasprintf("%s/step_%08lld", run, (long long)step); }
-
-static bool exists(const char *run, int64_t step) {
-    char *dir = step_dir(run, step);
-    bool found = path_exists(dir);
-    free(dir);
-    return found;
-}
-
-/* Loads a checkpoint and compares every value with what seed gives. */
-static void expect_loads(const char *dir, uint64_t seed, int64_t step) {
-    GPT2 model = tiny();
-    TrainState s, want = state_at(seed, step);
-    RunIdentity id = identity();
-    Error e = {0};
-    model_fill(&model, 999);
-    memset(&s, 0x55, sizeof s);
-    memset(id.run_id, 'x', 32);
-    EXPECT(checkpoint_load(dir, &model, &s, &id, NULL, &e), "%s", e.text);
-    EXPECT(model_differences(&model, seed) == 0, "%zu values of %s differ", model_differences(&model, seed), dir);
-    EXPECT(isnan(s.last_val_loss) && !memcmp(&s, &want, offsetof(TrainState, last_val_loss)) && s.seconds == want.seconds);
-    EXPECT(!strcmp(id.run_id, RUN_ID));
-    gpt2_destroy(&model);
-}
-
-/* ---- children ---- */
-
-/* --save RUN SEED STEP KEEP FILE_LIMIT: what the children do. */
-static int child_main(char **argv) {
-    Error e = {0};
-    GPT2 model = tiny();
-    model_fill(&model, strtoull(argv[3], NULL, 10));
-    struct rlimit limit = {strtoull(argv[6], NULL, 10), RLIM_INFINITY};
-    if (limit.rlim_cur) {
-        signal(SIGXFSZ, SIG_IGN);
-        setrlimit(RLIMIT_FSIZE, &limit);
-    }
-    bool ok = save(argv[2], &model, strtoull(argv[3], NULL, 10), atoll(argv[4]), &e);
-    int keep = atoi(argv[5]);
-    if (ok && keep) ok = checkpoint_retain(argv[2], keep, 0, &e);
-    return ok ? 0 : error_print(&e);
-}
-
-/* Exit status as of waitpid. fault NULL: none. What it prints goes to ROOT/child. */
-static int child_save(const char *run, uint64_t seed, int64_t step, int keep, uint64_t file_limit, const char *fault) {
-    char text[4][32];
-    snprintf(text[0], 32, "%llu", (unsigned long long)seed);
-    snprintf(text[1], 32, "%lld", (long long)step);
-    snprintf(text[2], 32, "%d", keep);
-    snprintf(text[3], 32, "%llu", (unsigned long long)file_limit);
-    char *out = path_join(root, "child");
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        int fd = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-        dup2(fd, 1);
-        dup2(fd, 2);
-        if (fault) setenv("LLMC_FAULT", fault, 1);
-        else unsetenv("LLMC_FAULT");
-        execl("/proc/self/exe", "test_checkpoint", "--save", run, text[0], text[1], text[2], text[3], (char *)NULL);
-        _exit(99);
-    }
-    int status = 0;
-    waitpid(child, &status, 0);
-    free(out);
-    return status;
-}
-
-static char *child_said(void) {
-    char *path = path_join(root, "child"), *text = file_read(path, NULL, NULL);
-    free(path);
-    return text ? text : xstrdup("");
-}
-
-static bool hidden_left(const char *run) {
-    char *command = xasprintf("ls -A '%s' | grep -q '^\\.'", run);
-    bool found = system(command) == 0;
-    free(command);
-    return found;
-}
-
-/* The newest valid checkpoint is one of the allowed and holds the right values. */
-static void expect_newest(const char *run, const int64_t steps[2], const uint64_t seeds[2], const char *when) {
-    char path[4096];
-    Error e = {0};
-    EXPECT(checkpoint_newest(run, path, NULL, &e), "%s: %s", when, e.text);
-    TrainState s;
-    json_t *json;
-    char run_id[33];
-    EXPECT(state_read(path, &json, &s, run_id, &e), "%s: %s", when, e.text);
-    json_decref(json);
-    int which = s.step == steps[1] && s.samples == UINT64_MAX - seeds[1];
-    EXPECT(which || (s.step == steps[0] && s.samples == UINT64_MAX - seeds[0]), "%s: newest is step %lld", when, (long long)s.step);
-    expect_loads(path, seeds[which], steps[which]);
-}
-
-/* ---- P1 ---- */
-
-TEST(P1_round_trip) {
-    char *run = run_with("roundtrip", (int64_t[]){10}, 1), *dir = step_dir(run, 10);
-    expect_loads(dir, 10, 10);
-    free(dir);
-    free(run);
-}
-
-/* Kills a save at every I/O call in turn; `before` has the run directory as it is before each. */
-static int kill_everywhere(const char *name, void (*before)(const char *run), uint64_t seed, int64_t step, int keep, const int64_t steps[2],
-                           const uint64_t seeds[2]) {
-    char *run = path_join(root, name), fault[64];
-    int k = 1, status = 1;
-    for (; status != 0 && k < 500; k++) {
-        path_remove_tree(run, NULL);
-        before(run);
-        snprintf(fault, sizeof fault, "kill@io=%d", k);
-        status = child_save(run, seed, step, keep, 0, fault);
-        EXPECT(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL), "%s: status %x", fault, (unsigned)status);
-        if (status) expect_newest(run, steps, seeds, fault);
-        /* The same command again, without fault, ends with the new one and nothing left over. */
-        EXPECT(child_save(run, seed, step, keep ? keep : 5, 0, NULL) == 0, "%s, then again: %s", fault, child_said());
-        expect_newest(run, (int64_t[]){step, step}, (uint64_t[]){seed, seed}, fault);
-        EXPECT(!hidden_left(run), "%s", fault);
-    }
-    EXPECT(status == 0 && k > 15, "ended after %d", k);
-    free(run);
-    return k - 2;
-}
-
-static void have_10(const char *run) { free(run_with(strrchr(run, '/') + 1, (int64_t[]){10}, 1)); }
-
-TEST(P1_kill_at_every_io_call) {
-    int n = kill_everywhere("kill", have_10, 20, 20, 0, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
-    printf("# save: %d io calls\n", n);
-}
-
-TEST(P1_kill_at_every_io_call_of_save_and_retention) {
-    int n = kill_everywhere("killretain", have_10, 20, 20, 1, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
-    printf("# save and retain: %d io calls\n", n);
-}
-
-/* The only checkpoint is replaced by another of the same step: one of the two is always there. */
-TEST(P1_kill_while_replacing_the_only_one) {
-    int n = kill_everywhere("killreplace", have_10, 77, 10, 0, (int64_t[]){10, 10}, (uint64_t[]){10, 77});
-    printf("# replace: %d io calls\n", n);
-}
-
-TEST(P1_saving_the_same_state_again_keeps_it) {
-    char *run = run_with("again", (int64_t[]){10}, 1), *dir = step_dir(run, 10), *file = path_join(dir, "model.safetensors");
-    struct stat before, after;
-    Error e = {0};
-    GPT2 model = tiny();
-    model_fill(&model, 10);
-    stat(file, &before);
-    EXPECT(save(run, &model, 10, 10, &e), "%s", e.text);
-    stat(file, &after);
-    EXPECT(before.st_ino == after.st_ino, "it was written again");
-    EXPECT(truncate(file, 100) == 0 && save(run, &model, 10, 10, &e), "%s", e.text);
-    expect_loads(dir, 10, 10);
-    EXPECT(!hidden_left(run));
-    gpt2_destroy(&model);
-    free(file), free(dir), free(run);
-}
 
 /* ---- P2 ---- */
 
@@ -424,81 +155,6 @@ TEST(P3_newest_valid_and_why_not_the_newer) {
     EXPECT(!checkpoint_newest("/nowhere/at/all", path, NULL, &e) && e.code == 0, "code %d", e.code);
 }
 
-/* ---- P4 ---- */
-
-static void errno_everywhere(const char *name, const char *number) {
-    char *run = path_join(root, name), fault[64];
-    int status = 1, k = 1;
-    for (; status != 0 && k < 500; k++) {
-        path_remove_tree(run, NULL);
-        have_10(run);
-        snprintf(fault, sizeof fault, "errno=%s@io=%d", number, k);
-        status = child_save(run, 20, 20, 0, 0, fault);
-        char *said = child_said();
-        EXPECT(status == 0 || (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_STORAGE), "%s: status %x: %s", fault, (unsigned)status, said);
-        EXPECT(status == 0 || strstr(said, "earlier ones are untouched"), "%s: %s", fault, said);
-        EXPECT(!hidden_left(run), "%s left a temporary directory: %s", fault, said);
-        char *old = step_dir(run, 10);
-        expect_loads(old, 10, 10);
-        expect_newest(run, (int64_t[]){10, 20}, (uint64_t[]){10, 20}, fault);
-        free(old);
-        free(said);
-    }
-    EXPECT(status == 0 && k > 15, "ended after %d", k);
-    free(run);
-}
-
-TEST(P4_disk_full_at_every_io_call) { errno_everywhere("enospc", "ENOSPC"); }
-TEST(P4_io_error_at_every_io_call) { errno_everywhere("eio", "EIO"); }
-
-TEST(P4_short_writes_are_continued) {
-    char *run = path_join(root, "short");
-    have_10(run);
-    int status = child_save(run, 20, 20, 0, 0, "short@io=3;short@io=4;short@io=5;short@io=6;short@io=8;short@io=10;short@io=12");
-    char *said = child_said();
-    EXPECT(status == 0, "%s", said);
-    expect_newest(run, (int64_t[]){20, 20}, (uint64_t[]){20, 20}, "short writes");
-    free(said);
-    free(run);
-}
-
-TEST(P4_file_size_limit) {
-    char *run = path_join(root, "fsize");
-    have_10(run);
-    for (uint64_t limit = 1; limit < 100000; limit = limit * 3 + 500) {
-        int status = child_save(run, 20, 20, 0, limit, NULL);
-        char *said = child_said();
-        if (status == 0) EXPECT(limit > 50000, "limit %llu", (unsigned long long)limit);
-        else EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == EXIT_STORAGE && !hidden_left(run), "limit %llu: %s", (unsigned long long)limit, said);
-        expect_newest(run, (int64_t[]){10, status ? 10 : 20}, (uint64_t[]){10, status ? 10 : 20}, said);
-        free(said);
-    }
-    free(run);
-}
-
-TEST(P4_small_tmpfs) {
-    char *mounted = path_join(root, "tmpfs"), *run = path_join(mounted, "run");
-    mkdir(mounted, 0777);
-    bool have = mount("tmpfs", mounted, "tmpfs", 0, "size=288k") == 0;
-    if (have) {
-        GPT2 model = tiny();
-        Error e = {0};
-        model_fill(&model, 10);
-        EXPECT(save(run, &model, 10, 10, &e), "%s", e.text);
-        model_fill(&model, 20);
-        EXPECT(save(run, &model, 20, 20, &e), "%s", e.text);
-        EXPECT(!save(run, &model, 30, 30, &e) && e.code == EXIT_STORAGE && strstr(e.text, "No space"), "%s", e.text);
-        EXPECT(!hidden_left(run));
-        expect_newest(run, (int64_t[]){20, 20}, (uint64_t[]){20, 20}, "tmpfs");
-        EXPECT(checkpoint_retain(run, 1, 0, &e) && save(run, &model, 20, 30, &e), "%s", e.text);
-        gpt2_destroy(&model);
-        umount(mounted);
-    }
-    free(run);
-    free(mounted);
-    if (!have) SKIP("no right to mount a tmpfs");
-}
-
 /* ---- P5 ---- */
 
 TEST(P5_hundred_thousand_histories) {
@@ -529,6 +185,13 @@ TEST(P5_hundred_thousand_histories) {
             n = left;
         }
     }
+}
+
+static bool exists(const char *run, int64_t step) {
+    char *dir = step_dir(run, step);
+    bool found = path_exists(dir);
+    free(dir);
+    return found;
 }
 
 TEST(P5_on_disk) {
@@ -792,26 +455,14 @@ TEST(P14_version_1_loads) {
 int main(int argc, char **argv) {
     Error e = {0};
     if (!(cpu = cpu_backend_create(&e))) return error_print(&e);
-    if (argc == 7 && !strcmp(argv[1], "--save")) return child_main(argv);
     if (argc == 2 && !strcmp(argv[1], "--golden")) return golden_make();
     test_start(argc, argv);
-    snprintf(root, sizeof root, "%s/llmc_ckpt_XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-    if (!mkdtemp(root)) return 1;
-    RUN(P1_round_trip);
-    RUN(P1_kill_at_every_io_call);
-    RUN(P1_kill_at_every_io_call_of_save_and_retention);
-    RUN(P1_kill_while_replacing_the_only_one);
-    RUN(P1_saving_the_same_state_again_keeps_it);
+    fixture_start();
     RUN(P2_a_thousand_bit_flips);
     RUN(P2_every_truncation_boundary);
     RUN(P2_every_file_deleted_or_one_too_many);
     RUN(P2_files_of_another_checkpoint);
     RUN(P3_newest_valid_and_why_not_the_newer);
-    RUN(P4_disk_full_at_every_io_call);
-    RUN(P4_io_error_at_every_io_call);
-    RUN(P4_short_writes_are_continued);
-    RUN(P4_file_size_limit);
-    RUN(P4_small_tmpfs);
     RUN(P5_hundred_thousand_histories);
     RUN(P5_on_disk);
     RUN(P6_run_ids_differ);
@@ -823,6 +474,5 @@ int main(int argc, char **argv) {
     RUN(P13_every_field_comes_back);
     RUN(P14_version_1_loads);
     RUN(a_checkpoint_of_a_newer_version_says_so);
-    path_remove_tree(root, NULL);
-    return test_done();
+    return fixture_end();
 }

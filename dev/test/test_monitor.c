@@ -117,6 +117,20 @@ TEST(known_z) {
     EXPECT(monitor_z(&m.loss, 5) == 3 && m.nonfinite_in_row == 1 && m.nonfinite_total == 2 && m.spikes_total == 2, "a bad norm without a skip is caught too");
 }
 
+/* Where the ring happens to begin changes no bit: the sums go from the oldest value on. */
+TEST(ring_position_changes_nothing) {
+    Monitor first = {0}, turned = {0};
+    for (int t = 0; t < 55; t++) monitor_step(&turned, 1e6f, 3, SKIP_NONE);
+    for (int t = 0; t < MONITOR_WINDOW; t++) {
+        /* Terms that cancel: another order of summation leaves another rest. */
+        float loss = (float)((uniform() - 0.5) * pow(10, (int)(uniform() * 30)));
+        monitor_step(&first, loss, 1, SKIP_NONE);
+        monitor_step(&turned, loss, 1, SKIP_NONE);
+    }
+    EXPECT(first.loss.next != turned.loss.next && monitor_z(&first.loss, 0) == monitor_z(&turned.loss, 0), "z %.17g and %.17g", monitor_z(&first.loss, 0),
+           monitor_z(&turned.loss, 0));
+}
+
 /* The limit is the largest float whose z is within z_limit, also where floats are huge, tiny or far apart. */
 TEST(limit_is_exact) {
     static const double scales[] = {1e-38, 1e-3, 1, 1e20, 1e38}, spreads[] = {1e-6, 0.01, 1};
@@ -139,6 +153,7 @@ int main(int argc, char **argv) {
     RUN(resume_changes_nothing);
     RUN(nothing_before_the_window_is_full);
     RUN(known_z);
+    RUN(ring_position_changes_nothing);
     RUN(limit_is_exact);
     return test_done();
 }

@@ -1,38 +1,28 @@
 /* The wrappers and ops as data: the tables against the comments of ops.h, and each wrapper around the real CPU backend. */
-#include "llmc/ops.h"
-#include "test.h"
+#include "llmc/base/timer.h"
+#include "op_cases.h"
 #include <ctype.h>
+#include <jansson.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 /* ---- ops as data -------------------------------------------------------------------------------------------------- */
 
 /* Distinct primes, so that a wrong shape gives a wrong number; C = H D. */
 enum { SB = 2, ST = 3, SH = 5, SD = 7, SC = SH * SD, SN = 11, SV = 13, SOC = 17, Sn = 19 };
-typedef union {
-#define MEMBER(name, Args) Args name;
-    LLMC_OPS(MEMBER)
-#undef MEMBER
-} AnyArgs;
-
-static void set_sizes(OpId op, AnyArgs *a) {
-    memset(a, 0, sizeof *a);
-    switch (op) {
-    case OP_embed_forward: a->embed_forward = (EmbedForward){.B = SB, .T = ST, .C = SC, .V = SV}; break;
-    case OP_add_norm_forward: a->add_norm_forward = (AddNormForward){.N = SN, .C = SC}; break;
-    case OP_linear_forward: a->linear_forward = (LinearForward){.N = SN, .C = SC, .OC = SOC}; break;
-    case OP_gelu_forward: a->gelu_forward = (GeluForward){.n = Sn}; break;
-    case OP_attention_forward: a->attention_forward = (AttentionForward){.B = SB, .T = ST, .H = SH, .D = SD}; break;
-    case OP_head_loss: a->head_loss = (HeadLoss){.N = SN, .C = SC, .V = SV}; break;
-    case OP_head_logits: a->head_logits = (HeadLogits){.N = SN, .C = SC, .V = SV}; break;
-    case OP_linear_backward: a->linear_backward = (LinearBackward){.N = SN, .C = SC, .OC = SOC}; break;
-    case OP_attention_backward: a->attention_backward = (AttentionBackward){.B = SB, .T = ST, .H = SH, .D = SD}; break;
-    case OP_add_norm_backward: a->add_norm_backward = (AddNormBackward){.N = SN, .C = SC}; break;
-    case OP_embed_backward: a->embed_backward = (EmbedBackward){.B = SB, .T = ST, .C = SC, .V = SV}; break;
-    case OP_loss_sum: a->loss_sum.n = Sn; break;
-    case OP_sum_squares: a->sum_squares.n = Sn; break;
-    case OP_step_decide: case OP_COUNT: break;
-    case OP_adamw: a->adamw.n = Sn; break;
-    case OP_cast_params: a->cast_params.n = Sn; break;
-    }
+/* The arguments of an op with every size set to its letter's prime. */
+static void set_letters(OpId op, AnyArgs *args) {
+    static const struct { const char *letter; size_t value; } letters[] = {
+        {"B", SB}, {"T", ST}, {"C", SC}, {"N", SN}, {"V", SV}, {"OC", SOC}, {"H", SH}, {"D", SD}, {"n", Sn}};
+    OpCase k = {.op = op, .absent = ""};
+    memset(args, 0, sizeof *args);
+    OpSize sizes[OP_MAX_SIZES];
+    int n = op_sizes(op, args, sizes);
+    for (int i = 0; i < n; i++)
+        for (size_t l = 0; l < sizeof letters / sizeof *letters; l++)
+            if (!strcmp(sizes[i].name, letters[l].letter)) k.sizes[i] = letters[l].value;
+    set_sizes(args, &k);
 }
 
 /* Elements of a shape as ops.h writes it, "(B, T, 3C)". */
@@ -99,7 +89,7 @@ TEST(tables_agree_with_header) {
     Backend *null = null_backend_create();
     for (int op = 0; op < OP_COUNT; op++) {
         AnyArgs args;
-        set_sizes((OpId)op, &args);
+        set_letters((OpId)op, &args);
         Operand operands[OP_MAX_OPERANDS];
         int n = op_operands(null, (OpId)op, &args, operands), at = 0;
         char *end = strstr(text, structs[op]), *begin = end;
@@ -119,7 +109,7 @@ TEST(tables_find_their_fields) {
     char target;
     for (int op = 0; op < OP_COUNT; op++) {
         AnyArgs args;
-        set_sizes((OpId)op, &args);
+        set_letters((OpId)op, &args);
         Operand before[OP_MAX_OPERANDS], after[OP_MAX_OPERANDS];
         int n = op_operands(null, (OpId)op, &args, before);
         for (int i = 0; i < n; i++) {
@@ -179,11 +169,277 @@ TEST(null_accounts_for_memory) {
     null->destroy(null);
 }
 
+/* Runs f in a child process; true when it aborted. */
+static bool aborts(void (*f)(Backend *, char *), Backend *b, char *p) {
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(1);
+        f(b, p);
+        _exit(0);
+    }
+    int status;
+    return waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+static void good_gelu(Backend *b, char *p) { b->gelu_forward(b, &(GeluForward){.out = {p}, .pre_gelu = {p + 1024}, .n = 250}); }
+static void long_gelu(Backend *b, char *p) { b->gelu_forward(b, &(GeluForward){.out = {p}, .pre_gelu = {p + 1024}, .n = 251}); }
+static void absent_gelu(Backend *b, char *p) { b->gelu_forward(b, &(GeluForward){.out = {p}, .n = 250}); }
+static void freed_gelu(Backend *b, char *p) { b->release(b, p); good_gelu(b, p); }
+
+TEST(null_finds_wrong_operands) {
+    Backend *null = null_backend_create();
+    Error e = {0};
+    char *p = null->alloc(null, MEM_OTHER, "p", 2024, &e);
+    EXPECT(!aborts(good_gelu, null, p), "a good call aborts");
+    EXPECT(aborts(long_gelu, null, p), "an operand beyond its memory passes");
+    EXPECT(aborts(absent_gelu, null, p), "an absent operand passes");
+    EXPECT(aborts(freed_gelu, null, p), "an operand in released memory passes");
+    null->destroy(null);
+}
+
+/* ---- count and trace around the CPU backend ------------------------------------------------------------------------ */
+
+static Backend *cpu(void) {
+    Error e = {0};
+    Backend *b = cpu_backend_create(&e);
+    CHECK(b, "%s", e.text);
+    return b;
+}
+
+/* Notes every op that passes, to compare others' records with. */
+typedef struct { OpId op; double bytes, flops, seconds; OpSize sizes[OP_MAX_SIZES]; int n_sizes; } Note;
+typedef struct { Wrapper w; Note notes[1000]; size_t n; } Recorder;
+
+static void record_run(Backend *b, OpId op, const void *args) {
+    Recorder *r = (Recorder *)b;
+    double begin = seconds_now();
+    op_run(b->inner, op, args);
+    if (r->w.planning) return;
+    CHECK(r->n < sizeof r->notes / sizeof *r->notes, "too many calls");
+    Note *note = &r->notes[r->n++];
+    *note = (Note){.op = op, .bytes = op_bytes(b, op, args), .flops = op_flops(op, args), .seconds = seconds_now() - begin};
+    note->n_sizes = op_sizes(op, args, note->sizes);
+}
+
+static Backend *recorder_create(Backend *inner) {
+    Recorder *r = xcalloc(1, sizeof *r);
+    wrapper_init(&r->w, "record", inner, record_run);
+    return &r->w.backend;
+}
+
+static void run_case(Backend *b, const OpCase *k) {
+    Call c;
+    call_create(&c, b, k);
+    call_fill(&c, FILL_ZERO, FILL_VALUES);
+    call_run(&c);
+    call_destroy(&c);
+}
+
+TEST(count_counts) {
+    Backend *inner = cpu(), *count = count_backend_create(inner), *recorder = recorder_create(count);
+    uint64_t want[OP_COUNT] = {0};
+    for (int i = 0; i < N_OP_CASES; i++) run_case(recorder, &op_cases[i]);
+    const Recorder *r = (const Recorder *)recorder;
+    for (size_t i = 0; i < r->n; i++) want[r->notes[i].op]++;
+    for (int op = 0; op < OP_COUNT; op++)
+        EXPECT(count_backend_calls(count)[op] == want[op] && want[op] > 0, "%s: %llu calls, %llu counted", op_names[op], (unsigned long long)want[op],
+               (unsigned long long)count_backend_calls(count)[op]);
+    EXPECT(!strcmp(count->name, "count(cpu)") && count->inner == inner && count->elem_bytes == 4, "%s", count->name);
+    recorder->destroy(recorder);
+    count->destroy(count);
+    inner->destroy(inner);
+}
+
+static char *temporary_file(void) {
+    const char *folder = getenv("TMPDIR");
+    char *path = xasprintf("%s/llmc_test_XXXXXX", folder ? folder : "/tmp");
+    int fd = mkstemp(path);
+    CHECK(fd >= 0, "%s", path);
+    close(fd);
+    return path;
+}
+
+/* destroy says the summary on stderr: not in a test. */
+static void destroy_quietly(Backend *b) {
+    fflush(stderr);
+    int saved = dup(2);
+    CHECK(freopen("/dev/null", "w", stderr), "stderr");
+    b->destroy(b);
+    fflush(stderr);
+    dup2(saved, 2);
+    close(saved);
+}
+
+static double number(const json_t *event, const char *key) { return json_number_value(json_object_get(event, key)); }
+
+static void check_op_event(const json_t *event, const Note *note, double *last_end) {
+    const json_t *args = json_object_get(event, "args");
+    EXPECT(!strcmp(json_string_value(json_object_get(event, "name")), op_names[note->op]), "%s", op_names[note->op]);
+    double begin = number(event, "ts"), duration = number(event, "dur"), bytes = number(args, "bytes"), flops = number(args, "FLOPs");
+    EXPECT(duration >= 1e6 * note->seconds - 0.002, "%s: %g us in the trace, took %g", op_names[note->op], duration, 1e6 * note->seconds);
+    EXPECT(begin >= *last_end - 0.002, "%s begins at %g, the one before ended at %g", op_names[note->op], begin, *last_end);
+    *last_end = begin + duration;
+    EXPECT(bytes == note->bytes && flops == note->flops, "%s: %g bytes, %g FLOPs in the trace; %g, %g", op_names[note->op], bytes, flops, note->bytes, note->flops);
+    for (int i = 0; i < note->n_sizes; i++)
+        EXPECT((size_t)number(args, note->sizes[i].name) == note->sizes[i].value, "%s %s", op_names[note->op], note->sizes[i].name);
+    if (duration > 100) EXPECT(fabs(number(args, "GB/s") - 1e-3 * bytes / duration) < 1e-2 * (1 + 1e-3 * bytes / duration), "%s", op_names[note->op]);
+    if (duration > 100) EXPECT(fabs(number(args, "GFLOP/s") - 1e-3 * flops / duration) < 1e-2 * (1 + 1e-3 * flops / duration), "%s", op_names[note->op]);
+}
+
+static json_t *load_trace(const char *path) {
+    json_error_t error;
+    json_t *events = json_load_file(path, 0, &error);
+    EXPECT(events && json_is_array(events), "line %d: %s", error.line, error.text);
+    return events;
+}
+
+TEST(trace_has_every_op) {
+    char *path = temporary_file();
+    Error e = {0};
+    Backend *inner = cpu(), *recorder = recorder_create(inner), *trace = trace_backend_create(recorder, path, &e);
+    EXPECT(trace, "%s", e.text);
+    for (int i = 0; i < N_OP_CASES; i++) run_case(trace, &op_cases[i]);
+    trace->mark(trace, MARK_GRADS_FINAL, 7);
+    destroy_quietly(trace);
+    json_t *events = load_trace(path);
+    const Recorder *r = (const Recorder *)recorder;
+    double last_end = 0;
+    if (!events) return;
+    EXPECT(json_array_size(events) == r->n + 2, "%zu events for %zu ops", json_array_size(events), r->n);
+    for (size_t i = 0; i < r->n; i++) check_op_event(json_array_get(events, i + 1), &r->notes[i], &last_end);
+    const json_t *mark = json_array_get(events, r->n + 1);
+    EXPECT(!strcmp(json_string_value(json_object_get(mark, "name")), "grads_final") && number(json_object_get(mark, "args"), "unit") == 7, "the mark");
+    EXPECT(!strcmp(json_string_value(json_object_get(mark, "ph")), "i") && number(mark, "ts") >= last_end - 0.002, "the mark");
+    json_decref(events);
+    recorder->destroy(recorder);
+    inner->destroy(inner);
+    unlink(path);
+    free(path);
+}
+
+TEST(trace_summary_adds_up) {
+    Error e = {0};
+    Backend *inner = cpu(), *trace = trace_backend_create(inner, "/dev/null", &e);
+    for (int i = 0; i < N_OP_CASES; i++) run_case(trace, &op_cases[i]);
+    char *text = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    trace_backend_summary(trace, out);
+    fclose(out);
+    double percent = 0, last_ms = INFINITY;
+    int rows = 0;
+    for (char *save, *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        char op[32];
+        double calls, ms, share, bandwidth, rate;
+        if (sscanf(line, "%31s %lf %lf %lf %lf %lf", op, &calls, &ms, &share, &bandwidth, &rate) != 6) continue;
+        EXPECT(ms <= last_ms && calls > 0 && bandwidth >= 0 && rate >= 0, "%s", line);
+        last_ms = ms;
+        percent += share;
+        rows++;
+    }
+    EXPECT(rows == OP_COUNT && fabs(percent - 100) < 0.1, "%d rows, %g %%", rows, percent);
+    free(text);
+    destroy_quietly(trace);
+    inner->destroy(inner);
+}
+
+TEST(trace_stays_whole_beyond_its_limit) {
+    char *path = temporary_file();
+    Error e = {0};
+    Backend *null = null_backend_create(), *trace = trace_backend_create(null, path, &e);
+    float *p = trace->alloc(trace, MEM_OTHER, "p", 8, &e);
+    for (int i = 0; i < 200100; i++) trace->gelu_forward(trace, &(GeluForward){.out = {p}, .pre_gelu = {p + 1}, .n = 1});
+    destroy_quietly(trace);
+    json_t *events = load_trace(path);
+    EXPECT(json_array_size(events) == 200001, "%zu events", json_array_size(events));
+    json_decref(events);
+    EXPECT(!trace_backend_create(null, "/nonexistent/trace.json", &e) && e.code == EXIT_STORAGE && strstr(e.text, "/nonexistent/trace.json"), "%s", e.text);
+    null->destroy(null);
+    unlink(path);
+    free(path);
+}
+
+/* ---- tee ------------------------------------------------------------------------------------------------------------ */
+
+TEST(tee_of_equals_finds_nothing) {
+    Backend *first = cpu(), *second = cpu(), *tee = tee_backend_create(first, second, 0, stdout);
+    for (int i = 0; i < N_OP_CASES; i++) run_case(tee, &op_cases[i]);
+    EXPECT(tee_backend_differences(tee) == 0, "%llu differences", (unsigned long long)tee_backend_differences(tee));
+    EXPECT(second->memory[MEM_OTHER] == 0, "%zu bytes of shadows after all buffers were released", second->memory[MEM_OTHER]);
+    tee->destroy(tee);
+    first->destroy(first);
+    second->destroy(second);
+}
+
+/* One element of one output of one op is wrong in the second backend: one difference, with its name. */
+static void check_tee_notices(const OpCase *k, const Operand *o, int operand, Damage damage) {
+    char *text = NULL, want[64];
+    size_t bytes;
+    FILE *report = open_memstream(&text, &bytes);
+    Backend *first = cpu(), *second = cpu(), *broken = broken_create(second, damage, k->op, operand);
+    Backend *tee = tee_backend_create(first, broken, 1e-5, report);
+    run_case(tee, k);
+    uint64_t differences = tee_backend_differences(tee);
+    fclose(report);
+    if (o->kind == KIND_STEP) snprintf(want, sizeof want, "tee: %s.%s.loss_sum: cpu", op_names[k->op], o->name);
+    else snprintf(want, sizeof want, "tee: %s.%s[%zu]: cpu", op_names[k->op], o->name, o->n - 1);
+    EXPECT(differences == 1 && strstr(text, want), "%s.%s: %llu differences, \"%s\"", op_names[k->op], o->name, (unsigned long long)differences, text);
+    free(text);
+    tee->destroy(tee);
+    broken->destroy(broken);
+    first->destroy(first);
+    second->destroy(second);
+}
+
+/* "One corrupted element per tensor and one NaN are each reported as failures." */
+TEST(tee_notices_one_element_and_one_nan) {
+    bool seen[OP_COUNT] = {0};
+    Backend *b = cpu();
+    for (int i = 0; i < N_OP_CASES; i++) {
+        const OpCase *k = &op_cases[i];
+        Operand operands[OP_MAX_OPERANDS];
+        int n = case_operands(b, k, operands);
+        if (!is_small(operands, n)) continue;
+        for (int o = 0; o < n; o++) {
+            if (operands[o].mode == MODE_IN || operands[o].kind == KIND_SAVED || is_absent(k, &operands[o])) continue;
+            check_tee_notices(k, &operands[o], o, DAMAGE_ELEMENT);
+            check_tee_notices(k, &operands[o], o, DAMAGE_NAN);
+            seen[k->op] = true;
+        }
+    }
+    for (int op = 0; op < OP_COUNT; op++) EXPECT(seen[op], "%s has no case", op_names[op]);
+    b->destroy(b);
+}
+
+/* What a backend saves is opaque, and its own: a second one that saves something wrong shows in the backward, which reads it. */
+TEST(tee_keeps_saved_apart) {
+    static const OpCase forward = {OP_attention_forward, {2, 7, 3, 5}, "", 0}, backward = {OP_attention_backward, {2, 7, 3, 5}, "", 0};
+    Backend *first = cpu(), *second = cpu(), *broken = broken_create(second, DAMAGE_ELEMENT, OP_attention_forward, 1);
+    Backend *tee = tee_backend_create(first, broken, 1e-5, NULL);
+    run_case(tee, &forward);
+    EXPECT(tee_backend_differences(tee) == 0, "opaque content is compared");
+    run_case(tee, &backward);
+    EXPECT(tee_backend_differences(tee) > 0, "the second's backward does not read what the second saved");
+    tee->destroy(tee);
+    broken->destroy(broken);
+    first->destroy(first);
+    second->destroy(second);
+}
+
 int main(int argc, char **argv) {
     test_start(argc, argv);
     RUN(tables_agree_with_header);
     RUN(tables_find_their_fields);
     RUN(bytes_and_flops);
     RUN(null_accounts_for_memory);
+    RUN(null_finds_wrong_operands);
+    RUN(count_counts);
+    RUN(trace_has_every_op);
+    RUN(trace_summary_adds_up);
+    RUN(trace_stays_whole_beyond_its_limit);
+    RUN(tee_of_equals_finds_nothing);
+    RUN(tee_notices_one_element_and_one_nan);
+    RUN(tee_keeps_saved_apart);
     return test_done();
 }

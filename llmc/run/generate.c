@@ -70,11 +70,9 @@ int32_t sample_token(float *logits, size_t V, const Sampling *sampling, uint64_t
 
 /* Logits of the token after the context, computed over the context's positions alone. */
 static void next_logits(GPT2 *model, Acts *acts, const int32_t *context, size_t n, Stat scratch, float *logits) {
-    size_t room = acts->T;
-    acts->T = n;
+    acts->T = n; /* at most what they were made for */
     gpt2_forward(model, acts, context, NULL);
     gpt2_logits(model, acts, n - 1, scratch, logits);
-    acts->T = room;
 }
 
 size_t generate(GPT2 *model, int32_t *tokens, size_t n, size_t max_new, int32_t stop, const Sampling *sampling,

@@ -31,10 +31,9 @@ float monitor_limit(const MonitorWindow *w, double z_limit) {
     double mean, deviation;
     if (!(z_limit > 0) || !window_moments(w, &mean, &deviation)) return INFINITY;
     if (z_of(FLT_MAX, mean, deviation) <= z_limit) return INFINITY;
-    /* The formula gives it up to rounding; z itself decides about its neighbours. */
+    /* The nearest float to the formula may lie above it: z itself decides. It cannot lie more than half a float below. */
     float limit = (float)fmin(mean + z_limit * deviation, FLT_MAX);
     while (z_of(limit, mean, deviation) > z_limit) limit = nextafterf(limit, -INFINITY);
-    for (float up; z_of(up = nextafterf(limit, INFINITY), mean, deviation) <= z_limit;) limit = up;
     return limit;
 }
 
