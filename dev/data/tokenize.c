@@ -17,29 +17,29 @@ typedef struct {
 } Options;
 
 #define AT(field) offsetof(Options, field)
-#define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text", NULL}
-#define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress", NULL}
+#define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"}
+#define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress"}
 #define MARKER {"document-marker", OPT_STRING, AT(marker), "<|endoftext|>", 0, 0, NULL, "Text", "S", \
-                "where this stands in a text, a new document begins; it is left out of the text. '' for none", NULL}
+                "where this stands in a text, a new document begins; it is left out of the text. '' for none"}
 #define TOKENIZER {"tokenizer", OPT_STRING, AT(tokenizer), NULL, 0, 0, NULL, "Tokenizer", "DIR", \
-                   "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file", NULL}
+                   "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file"}
 
 static const Option train_rows[] = {
-    {"vocab-size", OPT_INT, AT(vocab_size), NULL, 257, 1e9, NULL, "Tokenizer", "N", "tokens: 256 bytes, N - 257 merges, <|endoftext|>", NULL},
-    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokenizer", "DIR", "write vocab.json, merges.txt and tokenizer_config.json there", NULL},
+    {"vocab-size", OPT_INT, AT(vocab_size), NULL, 257, 1e9, NULL, "Tokenizer", "N", "tokens: 256 bytes, N - 257 merges, <|endoftext|>"},
+    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokenizer", "DIR", "write vocab.json, merges.txt and tokenizer_config.json there"},
     MARKER, QUIET, HELP};
 static const Option encode_rows[] = {
     TOKENIZER,
-    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokens", "FILE", "the token shard to write (.bin)", NULL},
-    {"val", OPT_STRING, AT(val), NULL, 0, 0, NULL, "Tokens", "FILE", "a second shard for the last part of the documents", NULL},
+    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokens", "FILE", "the token shard to write (.bin)"},
+    {"val", OPT_STRING, AT(val), NULL, 0, 0, NULL, "Tokens", "FILE", "a second shard for the last part of the documents"},
     {"val-fraction", OPT_FLOAT, AT(val_fraction), "0.05", 1e-9, 1 - 1e-9, NULL, "Tokens", "F",
-     "how much of the documents goes there; less than one document: of the text", NULL},
-    {"separator", OPT_BOOL, AT(separator), "true", 0, 0, NULL, "Tokens", NULL, "put <|endoftext|> before each document", NULL},
+     "how much of the documents goes there; less than one document: of the text"},
+    {"separator", OPT_BOOL, AT(separator), "true", 0, 0, NULL, "Tokens", NULL, "put <|endoftext|> before each document"},
     MARKER,
-    {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Other", "N", "threads that encode; 0: one per core. The result is the same", NULL},
+    {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Other", "N", "threads that encode; 0: one per core. The result is the same"},
     QUIET, HELP};
 static const Option decode_rows[] = {TOKENIZER, HELP};
-static const Option main_rows[] = {HELP, {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features", NULL}};
+static const Option main_rows[] = {HELP, {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features"}};
 #undef AT
 #define ROWS(rows) rows, sizeof rows / sizeof *rows
 static const OptionTable train_table = {"tokenize train", "tokenize train --vocab-size N --out DIR FILES\n  FILES: text; - is standard input", ROWS(train_rows)};
