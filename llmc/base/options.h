@@ -42,7 +42,7 @@ typedef struct {
 typedef enum { FROM_DEFAULT, FROM_FILE, FROM_COMMAND_LINE } OptionSource;
 
 /* Sets defaults, reads --config FILE where given (name = value lines, # comments, same names), then the command line, which
- * wins; an option given twice on it is an error. sources (table->n entries) may be NULL. Non-option words go to args/n_args if
+ * wins; of an option given twice on it the last counts, so that a script's options can be overridden by appending. sources (table->n entries) may be NULL. Non-option words go to args/n_args if
  * args is not NULL (*args is allocated, caller frees), else they are an error. Errors: EXIT_USAGE with the nearest known name
  * for an unknown option, the range for a value outside it, file:line for a line of a config file. --help and --version are
  * ordinary OPT_BOOL rows. Strings in *values stay valid until options_free; nothing is left to free after a failure. */
