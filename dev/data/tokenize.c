@@ -20,7 +20,11 @@ typedef struct {
 #define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"}
 #define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress"}
 #define MARKER {"document-marker", OPT_STRING, AT(marker), "<|endoftext|>", 0, 0, NULL, "Text", "S", \
+<<<<<<< HEAD
                 "where this stands in a text, a new document begins; it is left out of the text. '' for none"}
+=======
+                "where this stands in a text, a new document begins; it is left out of the text. none: the whole file is one", NULL}
+>>>>>>> tok
 #define TOKENIZER {"tokenizer", OPT_STRING, AT(tokenizer), NULL, 0, 0, NULL, "Tokenizer", "DIR", \
                    "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file"}
 
@@ -60,6 +64,8 @@ static bool need(const char *value, const char *name, Error *e) {
 
 static bool need_files(int n, Error *e) { return n > 0 || fail(e, EXIT_USAGE, "no file given; see --help"); }
 
+static const char *marker_of(const Options *o) { return strcmp(o->marker, "none") ? o->marker : NULL; }
+
 static Progress merging;
 static void show_merges(size_t done, size_t of) {
     if (merging.total == 0) progress_begin(&merging, "merging", "merges", (double)of, false);
@@ -71,7 +77,7 @@ static bool train(const Options *o, char **paths, int n, Error *e) {
     if (!need(o->out, "--out", e) || !need_files(n, e)) return false;
     BpeTrainer *trainer = bpe_trainer_create((size_t)o->vocab_size, e);
     if (!trainer) return false;
-    if (!bpe_trainer_feed_files(trainer, paths, (size_t)n, o->marker, e)) {
+    if (!bpe_trainer_feed_files(trainer, paths, (size_t)n, marker_of(o), e)) {
         bpe_trainer_free(trainer);
         return false;
     }
@@ -92,7 +98,7 @@ static bool encode(const Options *o, char **paths, int n, Error *e) {
     Tokenizer *t = tokenizer_load(o->tokenizer, e);
     if (!t) return false;
     EncodeJob job = {.tokenizer = t, .out_path = o->out, .validation_path = o->val, .validation_fraction = o->val_fraction,
-                     .separator = o->separator, .document_marker = o->marker, .quiet = o->quiet, .threads = (int)o->threads};
+                     .separator = o->separator, .document_marker = marker_of(o), .quiet = o->quiet, .threads = (int)o->threads};
     bool ok = tokenizer_encode_files(&job, paths, (size_t)n, e);
     if (ok) printf("%s: %" PRIu64 " tokens of %" PRIu64 " bytes\n", o->out, job.train_tokens, job.train_bytes);
     if (ok && o->val) printf("%s: %" PRIu64 " tokens of %" PRIu64 " bytes\n", o->val, job.validation_tokens, job.validation_bytes);

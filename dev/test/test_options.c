@@ -32,7 +32,7 @@ static const Option rows[] = {
     {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"},
 };
 enum { N_ROWS = sizeof rows / sizeof rows[0] };
-static const OptionTable table = {"train", "usage: train [options]\n", rows, N_ROWS};
+static const OptionTable table = {"train", "train [options]", rows, N_ROWS};
 static char work[4096], *config_path;
 
 /* Parses up to 8 words; NULL ends them. */

@@ -31,7 +31,7 @@ typedef struct {
 
 typedef struct {
     const char *program;   /* for the usage line and messages */
-    const char *usage;     /* text printed before the options by --help */
+    const char *usage;     /* printed by --help after "usage: "; further lines are indented by 7 blanks */
     const Option *options;
     int n;
 } OptionTable;

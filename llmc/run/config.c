@@ -75,9 +75,9 @@ static const Option options[] = {
 
 const OptionTable config_table = {
     "train_gpt2",
-    "usage: train_gpt2 --data TEXT_OR_SHARDS --out DIR [options]          train, or continue\n"
+    "train_gpt2 --data TEXT_OR_SHARDS --out DIR [options]          train, or continue\n"
     "       train_gpt2 --generate --init-from DIR [--prompt TEXT]         write text\n"
-    "       train_gpt2 --eval-only --init-from DIR --val TEXT_OR_SHARDS   measure\n",
+    "       train_gpt2 --eval-only --init-from DIR --val TEXT_OR_SHARDS   measure",
     options, sizeof options / sizeof *options};
 
 static bool check_together(const Config *c, Error *e) {
