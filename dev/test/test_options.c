@@ -17,22 +17,22 @@ typedef struct {
 
 #define AT(name) offsetof(Values, name)
 static const Option rows[] = {
-    {"out", OPT_STRING, AT(out), "run", 0, 0, NULL, "Files", "DIR", "where the run is kept", NULL},
-    {"config", OPT_STRING, AT(config), NULL, 0, 0, NULL, "Files", "FILE", "options from a file", NULL},
-    {"steps", OPT_INT, AT(steps), "1000", 1, 1e18, NULL, "Training", "N", "optimizer steps", "schedule"},
+    {"out", OPT_STRING, AT(out), "run", 0, 0, NULL, "Files", "DIR", "where the run is kept"},
+    {"config", OPT_STRING, AT(config), NULL, 0, 0, NULL, "Files", "FILE", "options from a file"},
+    {"steps", OPT_INT, AT(steps), "1000", 1, 1e18, NULL, "Training", "N", "optimizer steps"},
     {"epochs", OPT_INT, AT(epochs), NULL, 1, 1e6, NULL, "Training", "N", "passes over the data, in place of --steps; a long line of help that has to be wrapped "
-     "because it does not fit into one hundred columns", NULL},
-    {"lr", OPT_FLOAT, AT(lr), "6e-4", 0, 10, NULL, "Training", "X", "peak learning rate", NULL},
-    {"lr-schedule", OPT_CHOICE, AT(schedule), "cosine", 0, 0, "cosine|linear|constant|wsd", "Training", "NAME", "shape of the learning rate", NULL},
-    {"resume", OPT_BOOL, AT(resume), "true", 0, 0, NULL, "Training", NULL, "go on from the newest checkpoint", NULL},
-    {"trace", OPT_BOOL, AT(trace), NULL, 0, 0, NULL, "Other", NULL, "time each op", NULL},
-    {"any-int", OPT_INT, AT(any_int), "0", -1e19, 1e19, NULL, "Other", "N", "any integer", NULL},
-    {"any-float", OPT_FLOAT, AT(any_float), "0", -DBL_MAX, DBL_MAX, NULL, "Other", "X", "any number", NULL},
-    {"prompt", OPT_STRING, AT(prompt), NULL, 0, 0, NULL, "Other", "TEXT", "text to go on from", NULL},
-    {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text", NULL},
+     "because it does not fit into one hundred columns"},
+    {"lr", OPT_FLOAT, AT(lr), "6e-4", 0, 10, NULL, "Training", "X", "peak learning rate"},
+    {"lr-schedule", OPT_CHOICE, AT(schedule), "cosine", 0, 0, "cosine|linear|constant|wsd", "Training", "NAME", "shape of the learning rate"},
+    {"resume", OPT_BOOL, AT(resume), "true", 0, 0, NULL, "Training", NULL, "go on from the newest checkpoint"},
+    {"trace", OPT_BOOL, AT(trace), NULL, 0, 0, NULL, "Other", NULL, "time each op"},
+    {"any-int", OPT_INT, AT(any_int), "0", -1e19, 1e19, NULL, "Other", "N", "any integer"},
+    {"any-float", OPT_FLOAT, AT(any_float), "0", -DBL_MAX, DBL_MAX, NULL, "Other", "X", "any number"},
+    {"prompt", OPT_STRING, AT(prompt), NULL, 0, 0, NULL, "Other", "TEXT", "text to go on from"},
+    {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"},
 };
 enum { N_ROWS = sizeof rows / sizeof rows[0] };
-static const OptionTable table = {"train", "usage: train [options]\n", rows, N_ROWS};
+static const OptionTable table = {"train", "train [options]", rows, N_ROWS};
 static char work[4096], *config_path;
 
 /* Parses up to 8 words; NULL ends them. */

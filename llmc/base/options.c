@@ -568,7 +568,7 @@ static void help_row(const Option *o, FILE *out) {
 }
 
 void options_help(const OptionTable *table, FILE *out) {
-    fputs(table->usage, out);
+    fprintf(out, "usage: %s\n", table->usage);
     const char *group = NULL;
     for (int i = 0; i < table->n; i++) {
         const Option *o = &table->options[i];

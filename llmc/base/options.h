@@ -17,7 +17,6 @@ typedef enum {
     OPT_CHOICE  /* const char *, one of choices "a|b|c" */
 } OptionType;
 
-/* What a resumed run may not change without --allow-change NAME (NULL: free to change). */
 typedef struct {
     const char *name;         /* without the dashes */
     OptionType type;
@@ -28,12 +27,11 @@ typedef struct {
     const char *group;        /* heading in --help; rows of a group stand together */
     const char *value_name;   /* FILE, N, ... in --help; NULL for booleans */
     const char *help;
-    const char *fixed_as;     /* NULL, or the name under which a resumed run holds it fixed: "data", "shape", ... */
 } Option;
 
 typedef struct {
     const char *program;   /* for the usage line and messages */
-    const char *usage;     /* text printed before the options by --help */
+    const char *usage;     /* printed by --help after "usage: "; further lines are indented by 7 blanks */
     const Option *options;
     int n;
 } OptionTable;
