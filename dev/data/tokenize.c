@@ -20,11 +20,7 @@ typedef struct {
 #define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"}
 #define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress"}
 #define MARKER {"document-marker", OPT_STRING, AT(marker), "<|endoftext|>", 0, 0, NULL, "Text", "S", \
-<<<<<<< HEAD
-                "where this stands in a text, a new document begins; it is left out of the text. '' for none"}
-=======
-                "where this stands in a text, a new document begins; it is left out of the text. none: the whole file is one", NULL}
->>>>>>> tok
+                "where this stands in a text, a new document begins; it is left out of the text. none: the whole file is one"}
 #define TOKENIZER {"tokenizer", OPT_STRING, AT(tokenizer), NULL, 0, 0, NULL, "Tokenizer", "DIR", \
                    "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file"}
 
