@@ -50,6 +50,29 @@ TEST(P2_a_thousand_bit_flips) {
     free(dir), free(run);
 }
 
+/* The ends of files, where random flips seldom hit; a blank for a newline is still the same JSON. */
+TEST(P2_first_and_last_bytes) {
+    char *run = run_with("ends", (int64_t[]){10}, 1), *dir = step_dir(run, 10);
+    Error e = {0};
+    for (size_t i = 0; i < N_PARTS; i++) {
+        char *path = path_join(dir, part_names[i]);
+        size_t n = 0;
+        char *content = file_read(path, &n, &e);
+        for (size_t k = 0; k < 48 && k < n; k++) {
+            size_t at = k < 8 ? k : n - 1 - (k - 8);
+            int fd = open(path, O_RDWR);
+            char blank = content[at] == ' ' ? '\t' : ' ';
+            EXPECT(pwrite(fd, &blank, 1, (off_t)at) == 1);
+            EXPECT(!checkpoint_verify(dir, &e) && strstr(e.text, part_names[i]), "%s byte %zu: %s", part_names[i], at, e.text);
+            EXPECT(pwrite(fd, &content[at], 1, (off_t)at) == 1 && close(fd) == 0);
+        }
+        free(content);
+        free(path);
+    }
+    EXPECT(checkpoint_verify(dir, &e), "%s", e.text);
+    free(dir), free(run);
+}
+
 /* Rewrites a file with the first `bytes` of its content; zeros follow where that is longer. */
 static void expect_rejected_at(const char *dir, const char *name, uint64_t bytes) {
     char *path = path_join(dir, name);
@@ -459,6 +482,7 @@ int main(int argc, char **argv) {
     test_start(argc, argv);
     fixture_start();
     RUN(P2_a_thousand_bit_flips);
+    RUN(P2_first_and_last_bytes);
     RUN(P2_every_truncation_boundary);
     RUN(P2_every_file_deleted_or_one_too_many);
     RUN(P2_files_of_another_checkpoint);
