@@ -97,6 +97,22 @@ void bpe_trainer_feed(BpeTrainer *trainer, const char *text, size_t bytes) {
     }
 }
 
+bool bpe_trainer_feed_files(BpeTrainer *trainer, char **paths, size_t n_paths, const char *document_marker, Error *e) {
+    TextReader *reader = text_reader_create(paths, n_paths, document_marker, 1 << 20);
+    TextPiece piece;
+    int got;
+    while ((got = text_reader_next(reader, &piece, e)) > 0) bpe_trainer_feed(trainer, piece.text, piece.bytes);
+    text_reader_destroy(reader);
+    return got == 0;
+}
+
+void bpe_trainer_free(BpeTrainer *trainer) {
+    if (!trainer) return;
+    strings_free(&trainer->words);
+    free(trainer->counts);
+    free(trainer);
+}
+
 /* ---- merging ---- */
 
 typedef struct { uint32_t *items; size_t n, capacity; } WordList;
@@ -344,8 +360,6 @@ Tokenizer *bpe_trainer_finish(BpeTrainer *trainer, void (*progress)(size_t done,
     if (progress) progress(m.tokens.n - 256, wanted - 256);
     Tokenizer *t = to_tokenizer(&m, e);
     merging_free(&m);
-    strings_free(&trainer->words);
-    free(trainer->counts);
-    free(trainer);
+    bpe_trainer_free(trainer);
     return t;
 }

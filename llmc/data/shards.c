@@ -200,7 +200,7 @@ static bool shard_open(Shard *s, size_t T, XXH3_state_t *hash, Error *e) {
     if (!read_fd(s->fd, s->path, 0, head, n, e) || !parse_head(s, size, head, n, e) ||
         !hash_shard(hash, s, s->fd, size, e))
         return false;
-    s->n_windows = s->n_tokens ? (s->n_tokens - 1) / T : 0;
+    s->n_windows = s->n_tokens && T ? (s->n_tokens - 1) / T : 0;
     return true;
 }
 
@@ -259,12 +259,11 @@ static bool open_all(Dataset *d, XXH3_state_t *hash, Error *e) {
 
 bool dataset_open(Dataset *dataset, const char *pattern, size_t T, Error *e) {
     *dataset = (Dataset){.T = T};
-    CHECK(T >= 1, "T = %zu", T);
     XXH3_state_t *hash = XXH3_createState();
     CHECK(hash, "out of host memory");
     bool ok = find_shards(dataset, pattern, e) && open_all(dataset, hash, e);
     XXH3_freeState(hash);
-    if (ok && !dataset->n_windows)
+    if (ok && T && !dataset->n_windows)
         ok = fail(e, EXIT_DATA,
                   "%s: found %zu file(s) with %" PRIu64 " tokens, the longest too short for one sample: expected at least %zu "
                   "tokens in a file (sequence length %zu and one more); give more text or a smaller --seq-len",
@@ -314,6 +313,15 @@ bool dataset_window(const Dataset *dataset, uint64_t w, size_t V, int32_t *input
         }
     }
     return true;
+}
+
+bool shard_tokens(const Shard *shard, uint64_t from, size_t n, int32_t *tokens, Error *e) {
+    CHECK(from <= shard->n_tokens && n <= shard->n_tokens - from, "tokens %" PRIu64 " + %zu of %" PRIu64, from, n, shard->n_tokens);
+    uint8_t *raw = xmalloc(n * shard->token_bytes);
+    bool ok = read_shard(shard, shard->header_bytes + from * shard->token_bytes, raw, n * shard->token_bytes, e);
+    for (size_t i = 0; ok && i < n; i++) tokens[i] = (int32_t)(shard->token_bytes == 2 ? le16(raw + 2 * i) : le32(raw + 4 * i));
+    free(raw);
+    return ok;
 }
 
 bool shard_is_tokens(const char *path) {

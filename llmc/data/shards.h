@@ -30,12 +30,14 @@ typedef struct {
     char fingerprint[33];     /* XXH3-128 over names (without folders), sizes, headers, and 64 KiB at both ends of each shard */
 } Dataset;
 
-/* pattern: a path or a glob (quoted by the user). EXIT_DATA: nothing matches, bad file, no window of T+1 tokens. */
+/* pattern: a path or a glob (quoted by the user). EXIT_DATA: nothing matches, bad file, no window of T+1 tokens. T 0: no windows, shards of any length. */
 bool dataset_open(Dataset *dataset, const char *pattern, size_t T, Error *e);
 void dataset_close(Dataset *dataset);
 /* Reads window w: inputs[0..T) and targets[0..T) (targets[t] = token t+1). Each id must be < V: else EXIT_DATA with file, byte
  * offset, the id and V. pread; safe from any thread. */
 bool dataset_window(const Dataset *dataset, uint64_t w, size_t V, int32_t *inputs, int32_t *targets, Error *e);
+/* Tokens [from, from + n) of one shard, as they stand there (ids from 2^31 on come out negative). */
+bool shard_tokens(const Shard *shard, uint64_t from, size_t n, int32_t *tokens, Error *e);
 /* True when the file's first int32 is a shard magic or its name ends in .bin; false: treat it as text. */
 bool shard_is_tokens(const char *path);
 /* Writing: streams tokens to a shard (format 20240520 when V <= 65536, else 20240801); header filled in on commit. */

@@ -38,16 +38,19 @@ void bpe_trainer_free(BpeTrainer *trainer);                            /* withou
 Tokenizer *bpe_trainer_finish(BpeTrainer *trainer, void (*progress)(size_t done, size_t of), Error *e);
 
 /* Encodes text files ("-": stdin) to one token shard: in pieces at safe split points, on all cores, with progress on stderr.
- * separator: <|endoftext|> before each document (a file; with document_marker, each part of a file between lines equal to the marker).
- * validation_path, fraction: the last fraction of the documents (or of the text of a single one) goes there instead; NULL: none. */
+ * separator: <|endoftext|> before each document: a file, or with document_marker each part of a file between markers; empty ones are left out.
+ * validation_path, fraction: the last fraction of the documents goes there instead; where that is less than one document, the last
+ * fraction of the text, cut at a safe point. NULL: none. Errors: EXIT_DATA, EXIT_USAGE (fraction; no <|endoftext|> to separate with), EXIT_STORAGE. */
 typedef struct {
     const Tokenizer *tokenizer;
     const char *out_path;
     const char *validation_path;
     double validation_fraction;
     bool separator;
-    const char *document_marker;  /* e.g. "<|endoftext|>", may stand anywhere in the text; removed from it; NULL: none */
+    const char *document_marker;  /* e.g. "<|endoftext|>", anywhere in the text; left out, with its line where it stands alone on one; NULL, "": none */
     bool quiet;
+    int threads;                  /* 0: one per core. The result does not depend on it, */
+    size_t piece_bytes;           /* nor on this (about how much text a thread takes at a time); 0: 1 MiB */
     uint64_t train_tokens, validation_tokens, train_bytes, validation_bytes; /* results */
 } EncodeJob;
 bool tokenizer_encode_files(EncodeJob *job, char **paths, size_t n_paths, Error *e);

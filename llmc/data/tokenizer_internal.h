@@ -63,4 +63,19 @@ void id_list_append(IdList *list, int32_t id);
 /* Ids of one pre-token by merging alone, no cache: ids (n bytes in, result out in place); returns the number left. */
 size_t bpe_merge(const Tokenizer *t, int32_t *ids, size_t n);
 
+/* ---- Text files as documents, in pieces (tokenizer_text.c) ---- */
+
+typedef struct TextReader TextReader;
+typedef struct {
+    const char *text;     /* valid until the next call */
+    size_t bytes;         /* at least 1 */
+    bool first;           /* of its document; a document is a file, or with a marker a part of a file; empty ones are left out */
+    uint64_t offset;      /* in all files, one after the other, markers counted */
+} TextPiece;
+/* paths: "-" is standard input. marker: NULL or "": none; it is left out, with its line where it stands on one of its own.
+ * piece_bytes: about how much a piece holds, at least 1. */
+TextReader *text_reader_create(char **paths, size_t n_paths, const char *marker, size_t piece_bytes);
+int text_reader_next(TextReader *r, TextPiece *piece, Error *e);  /* 1: a piece; 0: the end; -1: error (EXIT_DATA) */
+void text_reader_destroy(TextReader *r);
+
 #endif
