@@ -131,6 +131,35 @@ TEST(P2_every_file_deleted_or_one_too_many) {
     free(surplus), free(hidden), free(aside), free(dir), free(run);
 }
 
+TEST(P2_tokenizer_files_are_copied_and_watched) {
+    static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json"};
+    char *run = path_join(root, "tokenized"), *dir = step_dir(run, 10), *tokenizer = path_join(root, "tokenizer");
+    GPT2 model = tiny();
+    TrainState s = state_at(10, 10);
+    RunIdentity id = identity();
+    Error e = {0};
+    model_fill(&model, 10);
+    id.tokenizer_dir = tokenizer;
+    EXPECT(dir_create(tokenizer, &e), "%s", e.text);
+    for (int i = 0; i < 3; i++) {
+        char *path = path_join(tokenizer, names[i]);
+        EXPECT(file_replace(path, names[i], strlen(names[i]), &e), "%s", e.text);
+        free(path);
+    }
+    EXPECT(checkpoint_save(run, &model, &s, &id, &e) && checkpoint_verify(dir, &e), "%s", e.text);
+    expect_loads(dir, 10, 10);
+    for (int i = 0; i < 3; i++) {
+        char *path = path_join(dir, names[i]), *content = file_read(path, NULL, &e);
+        EXPECT(content && !strcmp(content, names[i]));
+        flip_bit(path, 3, 1);
+        EXPECT(!checkpoint_verify(dir, &e) && strstr(e.text, names[i]), "%s", e.text);
+        flip_bit(path, 3, 1);
+        free(content), free(path);
+    }
+    gpt2_destroy(&model);
+    free(run), free(dir), free(tokenizer);
+}
+
 /* Two checkpoints of one run: their files must not be mixed. */
 TEST(P2_files_of_another_checkpoint) {
     char *run = run_with("mixed", (int64_t[]){10, 20}, 2);
@@ -310,6 +339,8 @@ TEST(P12_each_changed_fact_is_refused_unless_allowed) {
         EXPECT(!load_with(dir, now, N_FACTS + 1, NULL, &e) && strstr(e.text, "recorded nothing"), "%s", e.text);
     }
     EXPECT(load_with(dir, facts, N_FACTS, NULL, &e), "%s", e.text);
+    EXPECT(!load_with(dir, NULL, 0, "shape", &e) && strstr(e.text, "--allow-change data,tokenizer,batch,schedule,optimizer:"), "%s", e.text);
+    EXPECT(load_with(dir, NULL, 0, "shape,data,tokenizer,batch,schedule,optimizer", &e), "%s", e.text);
     char *value = checkpoint_fact(dir, "total-batch");
     EXPECT(value && !strcmp(value, "512") && !checkpoint_fact(dir, "nothing of that name"));
     free(value), free(dir), free(run);
@@ -485,6 +516,7 @@ int main(int argc, char **argv) {
     RUN(P2_first_and_last_bytes);
     RUN(P2_every_truncation_boundary);
     RUN(P2_every_file_deleted_or_one_too_many);
+    RUN(P2_tokenizer_files_are_copied_and_watched);
     RUN(P2_files_of_another_checkpoint);
     RUN(P3_newest_valid_and_why_not_the_newer);
     RUN(P5_hundred_thousand_histories);
