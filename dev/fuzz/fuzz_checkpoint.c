@@ -50,13 +50,32 @@ static void write_sealed(const uint8_t *data, size_t size) {
     free(whole);
 }
 
+/* What was accepted can be used. */
+static void use_state(TrainState *state) {
+    monitor_z(&state->monitor.loss, 1);
+    monitor_z(&state->monitor.norm, 1);
+    monitor_step(&state->monitor, 1, 1, SKIP_NONE);
+}
+
+/* Without the rest of the directory, which makes it many times faster. */
+static void read_state(void) {
+    json_t *root;
+    TrainState state;
+    RunIdentity id = {.n_facts = 0};
+    Error e = {0};
+    if (!fuzz_verdict(state_read(fuzz_folder, &root, &state, id.run_id, &e), &e)) return;
+    fuzz_verdict(facts_compare(fuzz_folder, root, &id, NULL, &e), &e);
+    use_state(&state);
+    json_decref(root);
+}
+
 static void load(void) {
     Error e = {0};
     TrainState state;
     RunIdentity id = {.n_facts = 0};
     fuzz_verdict(checkpoint_verify(fuzz_folder, &e), &e);
     e = (Error){0};
-    fuzz_verdict(checkpoint_load(fuzz_folder, &model, &state, &id, NULL, &e), &e);
+    if (fuzz_verdict(checkpoint_load(fuzz_folder, &model, &state, &id, NULL, &e), &e)) use_state(&state);
     free(checkpoint_fact(fuzz_folder, "data"));
 }
 
@@ -66,9 +85,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int which = data[0] % (N_NAMES + 1) % N_NAMES; /* the last value: a sealed manifest */
     if (data[0] % (N_NAMES + 1) == N_NAMES) write_sealed(data + 1, size - 1);
     else fuzz_write(names[which], data + 1, size - 1);
-    if (which) reseal(names[which]);
-    load();
+    if (which == 1) read_state();
+    if (which != 1 || data[0] >= 128) {
+        if (which) reseal(names[which]);
+        load();
+        if (which) restore(0);
+    }
     restore(which);
-    if (which) restore(0);
     return 0;
 }

@@ -19,8 +19,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"config.json", "x.safetensors", "x.bin"};
     if (size < 1) return 0;
     if (!fuzz_folder) fuzz_copy("dev/test/golden/checkpoint_v1/step_00000014/model.safetensors", "model.safetensors");
-    int which = data[0] % 3;
-    fuzz_write(names[which], data + 1, size - 1);
+    int which = data[0] % 4 % 3;
+    if (data[0] % 4 == 3) fuzz_write_safetensors(names[which = 1], data + 1, size - 1);
+    else fuzz_write(names[which], data + 1, size - 1);
     char *path = fuzz_path(names[which]);
     import(which ? path : fuzz_folder);
     free(path);

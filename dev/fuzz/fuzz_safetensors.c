@@ -2,15 +2,7 @@
 #include "fuzz.h"
 #include "llmc/run/safetensors.h"
 
-enum { DATA_BYTES = 256, MOST_ELEMENTS = 1 << 20 };
-
-static void write_with_length(const uint8_t *header, size_t bytes) {
-    char *file = xcalloc(8 + bytes + DATA_BYTES, 1);
-    for (int i = 0; i < 8; i++) file[i] = (char)((uint64_t)bytes >> 8 * i);
-    memcpy(file + 8, header, bytes);
-    fuzz_write("x.safetensors", file, 8 + bytes + DATA_BYTES);
-    free(file);
-}
+enum { MOST_ELEMENTS = 1 << 20 };
 
 static void read_all(const StFile *f) {
     Error e = {0};
@@ -29,7 +21,7 @@ static void read_all(const StFile *f) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 1) return 0;
-    if (data[0] % 2) write_with_length(data + 1, size - 1);
+    if (data[0] % 2) fuzz_write_safetensors("x.safetensors", data + 1, size - 1);
     else fuzz_write("x.safetensors", data + 1, size - 1);
     char *path = fuzz_path("x.safetensors");
     StFile f;

@@ -22,7 +22,12 @@ seed() {
 }
 golden=dev/test/golden checkpoint=dev/test/golden/checkpoint_v1/step_00000014
 seed safetensors 00 $checkpoint/model.safetensors
-tail -c +9 $checkpoint/model.safetensors >"$work/header" && seed safetensors 01 "$work/header"
+# The header alone, behind the size of the data in two bytes.
+length=$(od -An -tu8 -N8 $checkpoint/model.safetensors | tr -d ' ')
+zeros=$(($(wc -c <$checkpoint/model.safetensors) - 8 - length))
+{ printf "\\x$(printf %02x $((zeros % 256)))\\x$(printf %02x $((zeros / 256)))"; tail -c +9 $checkpoint/model.safetensors | head -c "$length"; } >"$work/header"
+seed safetensors 01 "$work/header"
+seed import 03 "$work/header"
 seed import 00 $checkpoint/config.json
 seed import 00 $golden/hf_tiny/config.json
 seed import 01 $checkpoint/model.safetensors
