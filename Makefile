@@ -34,6 +34,7 @@ LIB      := $(BUILD)/libllmc.a
 LIB_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/*/*.c dev/data/*/*.c))
 PROGRAMS := $(patsubst dev/data/%.c,%,$(wildcard dev/data/*.c)) $(patsubst %.cu,%,$(wildcard train_gpt2.cu))
 TESTS    := $(patsubst dev/test/%.c,%,$(wildcard dev/test/test_*.c)) $(patsubst %.cu,%,$(wildcard test_gpt2.cu))
+FUZZERS  := $(patsubst dev/fuzz/%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 
 .PHONY: all test quickstart check-asan fuzz bench summary clean help FORCE
@@ -62,6 +63,8 @@ $(BUILD)/test_gpt2: $(BUILD)/test_gpt2.o $(LIB)
 	$(LINK)
 $(BUILD)/test_%: $(BUILD)/dev/test/test_%.o $(LIB)
 	$(LINK)
+$(BUILD)/fuzz_%: $(BUILD)/dev/fuzz/fuzz_%.o $(LIB)
+	$(LINK) -fsanitize=fuzzer
 $(BUILD)/bench_%: $(BUILD)/dev/bench/bench_%.o $(LIB)
 	$(LINK)
 $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
@@ -81,6 +84,10 @@ $(BUILD)/llmc/base/version.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
 test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%)
 test: ## build and run the whole test suite (last line: N passed, N failed)
 	@bash dev/test/run.sh
+
+fuzz-programs: $(FUZZERS:%=$(BUILD)/%)
+fuzz: ## fuzz the readers of files and options, SECONDS=10 each (needs clang)
+	@bash dev/fuzz/run.sh $(or $(SECONDS),10)
 
 bench: $(BENCHES:%=$(BUILD)/%) ## build and run the benchmarks
 	@for b in $^; do $$b || exit 1; done

@@ -249,6 +249,7 @@ static bool head_acts_alloc(Acts *a, Backend *be, size_t C, Error *e) {
 
 static void forward(GPT2 *m, Acts *a);
 static void head(GPT2 *m, Acts *a, float scale);
+static void head_logits(GPT2 *m, Acts *a, size_t row, Stat logits);
 static void backward(GPT2 *m, Acts *a);
 
 bool gpt2_acts_create(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool with_backward, Error *e) {
@@ -258,14 +259,16 @@ bool gpt2_acts_create(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool 
     *a = (Acts){.B = B, .T = T, .keep = keep, .backward = with_backward};
     a->blocks = xcalloc(model->config.L, sizeof *a->blocks);
     bool ok = block_acts_alloc(a, model, e) && head_acts_alloc(a, be, model->config.C, e);
-    if (ok) {
+    Stat logits = {ok ? (float *)be->alloc(be, MEM_OTHER, "logits of one row", model->config.V * sizeof(float), e) : NULL};
+    if (logits.p) {
         be->plan_begin(be);
         forward(model, a);
         head(model, a, 0);
         if (with_backward) backward(model, a);
-        be->head_logits(be, &(HeadLogits){.logits = a->losses, .x = a->lnf, .w = {model->params.p}, .N = 1, .C = model->config.C, .V = model->config.V});
+        head_logits(model, a, 0, logits);
         ok = be->plan_end(be, e);
-    }
+        be->release(be, logits.p);
+    } else ok = false;
     if (!ok) gpt2_acts_destroy(a, model);
     return ok;
 }
@@ -420,10 +423,14 @@ void gpt2_forward_backward(GPT2 *model, Acts *a, const int32_t *tokens, const in
     backward(model, a);
 }
 
+static void head_logits(GPT2 *m, Acts *a, size_t row, Stat logits) {
+    Backend *be = m->backend;
+    size_t C = m->config.C;
+    be->head_logits(be, &(HeadLogits){.logits = logits, .x = {(char *)a->lnf.p + row * C * be->elem_bytes}, .w = {m->params.p}, .N = 1, .C = C, .V = m->config.V});
+}
+
 void gpt2_logits(GPT2 *model, Acts *a, size_t row, Stat scratch, float *logits) {
-    Backend *be = model->backend;
-    size_t C = model->config.C, V = model->config.V;
     CHECK(row < a->B * a->T, "logits of row %zu of %zu", row, a->B * a->T);
-    be->head_logits(be, &(HeadLogits){.logits = scratch, .x = {(char *)a->lnf.p + row * C * be->elem_bytes}, .w = {model->params.p}, .N = 1, .C = C, .V = V});
-    be->download(be, logits, scratch.p, V * sizeof(float));
+    head_logits(model, a, row, scratch);
+    model->backend->download(model->backend, logits, scratch.p, model->config.V * sizeof(float));
 }

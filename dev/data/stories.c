@@ -24,19 +24,19 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Option option_rows[] = {
-    {"bytes", OPT_INT, AT(bytes), NULL, 0, 1e15, NULL, "Writing", "N", "write stories until the text has N bytes (8M, 10G)", NULL},
-    {"stories", OPT_INT, AT(stories), NULL, 0, 1e12, NULL, "Writing", "N", "or write N stories", NULL},
-    {"seed", OPT_INT, AT(seed), "1", 0, 9e15, NULL, "Writing", "N", "same seed, same text", NULL},
-    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Writing", "FILE", "the text; absent: standard output", NULL},
-    {"val-out", OPT_STRING, AT(val_out), NULL, 0, 0, NULL, "Writing", "FILE", "also write a validation text, from random numbers of its own", NULL},
-    {"val-bytes", OPT_INT, AT(val_bytes), "300k", 1, 1e12, NULL, "Writing", "N", "its size", NULL},
-    {"report", OPT_STRING, AT(report), NULL, 0, 0, NULL, "Writing", "FILE", "write what was made as JSON: stories, bytes, nats", NULL},
-    {"score", OPT_STRING, AT(score), NULL, 0, 0, NULL, "Reading", "FILE", "read such a text back and print its exact probability (-: standard input)", NULL},
-    {"tokens", OPT_INT, AT(tokens), NULL, 0, 1e15, NULL, "Reading", "N", "with --score: tokens that the text became, for nats per token", NULL},
-    {"val-loss", OPT_FLOAT, AT(val_loss), NULL, 0, 1e9, NULL, "Reading", "X", "with --score and --tokens: compare a model's loss on that text with the truth", NULL},
-    {"facts", OPT_BOOL, AT(facts), NULL, 0, 0, NULL, "Other", NULL, "print the language's entropy, from the grammar alone", NULL},
-    {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text", NULL},
-    {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features", NULL},
+    {"bytes", OPT_INT, AT(bytes), NULL, 0, 1e15, NULL, "Writing", "N", "write stories until the text has N bytes (8M, 10G)"},
+    {"stories", OPT_INT, AT(stories), NULL, 0, 1e12, NULL, "Writing", "N", "or write N stories"},
+    {"seed", OPT_INT, AT(seed), "1", 0, 9e15, NULL, "Writing", "N", "same seed, same text"},
+    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Writing", "FILE", "the text; absent: standard output"},
+    {"val-out", OPT_STRING, AT(val_out), NULL, 0, 0, NULL, "Writing", "FILE", "also write a validation text, from random numbers of its own"},
+    {"val-bytes", OPT_INT, AT(val_bytes), "300k", 1, 1e12, NULL, "Writing", "N", "its size"},
+    {"report", OPT_STRING, AT(report), NULL, 0, 0, NULL, "Writing", "FILE", "write what was made as JSON: stories, bytes, nats"},
+    {"score", OPT_STRING, AT(score), NULL, 0, 0, NULL, "Reading", "FILE", "read such a text back and print its exact probability (-: standard input)"},
+    {"tokens", OPT_INT, AT(tokens), NULL, 0, 1e15, NULL, "Reading", "N", "with --score: tokens that the text became, for nats per token"},
+    {"val-loss", OPT_FLOAT, AT(val_loss), NULL, 0, 1e9, NULL, "Reading", "X", "with --score and --tokens: compare a model's loss on that text with the truth"},
+    {"facts", OPT_BOOL, AT(facts), NULL, 0, 0, NULL, "Other", NULL, "print the language's entropy, from the grammar alone"},
+    {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"},
+    {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features"},
 };
 #undef AT
 enum { N_OPTIONS = sizeof option_rows / sizeof *option_rows };

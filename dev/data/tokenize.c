@@ -17,29 +17,29 @@ typedef struct {
 } Options;
 
 #define AT(field) offsetof(Options, field)
-#define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text", NULL}
-#define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress", NULL}
+#define HELP {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"}
+#define QUIET {"quiet", OPT_BOOL, AT(quiet), NULL, 0, 0, NULL, "Other", NULL, "no progress"}
 #define MARKER {"document-marker", OPT_STRING, AT(marker), "<|endoftext|>", 0, 0, NULL, "Text", "S", \
-                "where this stands in a text, a new document begins; it is left out of the text. '' for none", NULL}
+                "where this stands in a text, a new document begins; it is left out of the text. none: the whole file is one"}
 #define TOKENIZER {"tokenizer", OPT_STRING, AT(tokenizer), NULL, 0, 0, NULL, "Tokenizer", "DIR", \
-                   "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file", NULL}
+                   "directory with vocab.json and merges.txt, or with a tokenizer.json, or that file"}
 
 static const Option train_rows[] = {
-    {"vocab-size", OPT_INT, AT(vocab_size), NULL, 257, 1e9, NULL, "Tokenizer", "N", "tokens: 256 bytes, N - 257 merges, <|endoftext|>", NULL},
-    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokenizer", "DIR", "write vocab.json, merges.txt and tokenizer_config.json there", NULL},
+    {"vocab-size", OPT_INT, AT(vocab_size), NULL, 257, 1e9, NULL, "Tokenizer", "N", "tokens: 256 bytes, N - 257 merges, <|endoftext|>"},
+    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokenizer", "DIR", "write vocab.json, merges.txt and tokenizer_config.json there"},
     MARKER, QUIET, HELP};
 static const Option encode_rows[] = {
     TOKENIZER,
-    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokens", "FILE", "the token shard to write (.bin)", NULL},
-    {"val", OPT_STRING, AT(val), NULL, 0, 0, NULL, "Tokens", "FILE", "a second shard for the last part of the documents", NULL},
+    {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Tokens", "FILE", "the token shard to write (.bin)"},
+    {"val", OPT_STRING, AT(val), NULL, 0, 0, NULL, "Tokens", "FILE", "a second shard for the last part of the documents"},
     {"val-fraction", OPT_FLOAT, AT(val_fraction), "0.05", 1e-9, 1 - 1e-9, NULL, "Tokens", "F",
-     "how much of the documents goes there; less than one document: of the text", NULL},
-    {"separator", OPT_BOOL, AT(separator), "true", 0, 0, NULL, "Tokens", NULL, "put <|endoftext|> before each document", NULL},
+     "how much of the documents goes there; less than one document: of the text"},
+    {"separator", OPT_BOOL, AT(separator), "true", 0, 0, NULL, "Tokens", NULL, "put <|endoftext|> before each document"},
     MARKER,
-    {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Other", "N", "threads that encode; 0: one per core. The result is the same", NULL},
+    {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Other", "N", "threads that encode; 0: one per core. The result is the same"},
     QUIET, HELP};
 static const Option decode_rows[] = {TOKENIZER, HELP};
-static const Option main_rows[] = {HELP, {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features", NULL}};
+static const Option main_rows[] = {HELP, {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Other", NULL, "build and features"}};
 #undef AT
 #define ROWS(rows) rows, sizeof rows / sizeof *rows
 static const OptionTable train_table = {"tokenize train", "tokenize train --vocab-size N --out DIR FILES\n  FILES: text; - is standard input", ROWS(train_rows)};
@@ -60,6 +60,8 @@ static bool need(const char *value, const char *name, Error *e) {
 
 static bool need_files(int n, Error *e) { return n > 0 || fail(e, EXIT_USAGE, "no file given; see --help"); }
 
+static const char *marker_of(const Options *o) { return strcmp(o->marker, "none") ? o->marker : NULL; }
+
 static Progress merging;
 static void show_merges(size_t done, size_t of) {
     if (merging.total == 0) progress_begin(&merging, "merging", "merges", (double)of, false);
@@ -71,7 +73,7 @@ static bool train(const Options *o, char **paths, int n, Error *e) {
     if (!need(o->out, "--out", e) || !need_files(n, e)) return false;
     BpeTrainer *trainer = bpe_trainer_create((size_t)o->vocab_size, e);
     if (!trainer) return false;
-    if (!bpe_trainer_feed_files(trainer, paths, (size_t)n, o->marker, e)) {
+    if (!bpe_trainer_feed_files(trainer, paths, (size_t)n, marker_of(o), e)) {
         bpe_trainer_free(trainer);
         return false;
     }
@@ -92,7 +94,7 @@ static bool encode(const Options *o, char **paths, int n, Error *e) {
     Tokenizer *t = tokenizer_load(o->tokenizer, e);
     if (!t) return false;
     EncodeJob job = {.tokenizer = t, .out_path = o->out, .validation_path = o->val, .validation_fraction = o->val_fraction,
-                     .separator = o->separator, .document_marker = o->marker, .quiet = o->quiet, .threads = (int)o->threads};
+                     .separator = o->separator, .document_marker = marker_of(o), .quiet = o->quiet, .threads = (int)o->threads};
     bool ok = tokenizer_encode_files(&job, paths, (size_t)n, e);
     if (ok) printf("%s: %" PRIu64 " tokens of %" PRIu64 " bytes\n", o->out, job.train_tokens, job.train_bytes);
     if (ok && o->val) printf("%s: %" PRIu64 " tokens of %" PRIu64 " bytes\n", o->val, job.validation_tokens, job.validation_bytes);

@@ -2,8 +2,8 @@
 """Records what the C tokenizer is compared with, from Hugging Face `tokenizers` (and checks tiktoken where installed).
     record_tokenizer.py classes     writes llmc/data/tokenizer_classes.c: the Unicode classes as the peers' pattern has them
     record_tokenizer.py goldens     writes dev/test/golden/tokenizer_hf/
-    record_tokenizer.py compare BIN live comparison of the C library with HF (and tiktoken): BIN is test_tokenizer; prints one
-                                    line and exits non-zero on a difference. --many: more cases
+    record_tokenizer.py compare TOKENIZE [N [SEED]]  compares the program TOKENIZE with HF, and with tiktoken where installed, now:
+                                    N random texts and N/20 trainings; prints one line, exits 1 on a difference
 """
 import json
 import os
@@ -176,10 +176,93 @@ def write_goldens():
     t.save(f"{GOLDEN}/tokenizer.json", pretty=False)
 
 
+# ---- live comparison ----
+
+def read_shard(path):
+    raw = open(path, "rb").read()
+    magic, width = int.from_bytes(raw[:4], "little"), {20240520: 2, 20240801: 4}
+    step = width[magic]
+    return [int.from_bytes(raw[i:i + step], "little") for i in range(1024, len(raw), step)]
+
+
+def program(*words):
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{words[0]} {words[1]}: {done.stderr}")
+
+
+def tiktoken_of(t):
+    """tiktoken ranks tokens by id: the same thing where merges are in the order of ids."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    byte_of = {c: b for b, c in byte_alphabet().items()}
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in t.get_vocab(with_added_tokens=False).items()}
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+    return tiktoken.Encoding("compare", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def byte_alphabet():
+    keep = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    other = [b for b in range(256) if b not in keep]
+    return {**{b: chr(b) for b in keep}, **{b: chr(256 + i) for i, b in enumerate(other)}}
+
+
+def compare_encoding(tokenize, folder, r, n):
+    t = Tokenizer.from_file(f"{GOLDEN}/tokenizer.json")
+    end = t.token_to_id(END)
+    tik = tiktoken_of(t)
+    texts = [x for x in (random_text(r) for _ in range(n)) if x and END not in x]
+    names = []
+    for i, text in enumerate(texts):
+        names.append(f"{folder}/{i}.txt")
+        with open(names[-1], "w", encoding="utf-8", newline="") as f:
+            f.write(text)
+    program(tokenize, "encode", "--tokenizer", f"{GOLDEN}/tokenizer.json", "--document-marker", "none", "--out", f"{folder}/out.bin", *names)
+    ours = read_shard(f"{folder}/out.bin")
+    wanted = [i for text in texts for i in [end, *t.encode(text).ids]]
+    if ours != wanted:
+        return f"ids differ from Hugging Face's (seed-dependent texts; {len(ours)} and {len(wanted)} ids)"
+    if tik and ours != [i for text in texts for i in [end, *tik.encode_ordinary(text)]]:
+        return "ids differ from tiktoken's"
+    return None
+
+
+def compare_training(tokenize, folder, r):
+    alphabet = r.choice(["ab", "ab ", "abc ", "aab", "ab1!' \n", "aé中 ", "abcdefgh    ", "aaaaab "])
+    text = "".join(r.choice(alphabet) for _ in range(r.randrange(1, 5000)))
+    size = r.randrange(257, 700)
+    with open(f"{folder}/train.txt", "w", encoding="utf-8", newline="") as f:
+        f.write(text)
+    program(tokenize, "train", "--vocab-size", str(size), "--out", f"{folder}/t", f"{folder}/train.txt")
+    with open(f"{folder}/t/merges.txt", encoding="utf-8") as f:
+        ours = f.read().split("\n")[1:-1]
+    with open(f"{folder}/t/vocab.json", encoding="utf-8") as f:
+        vocabulary = json.load(f)
+    theirs = train(text, size)
+    if ours != merges_of(theirs):
+        return f"merges differ: alphabet {alphabet!r}, {len(text)} characters, vocabulary {size}"
+    expected = theirs.get_vocab()
+    expected[END] = len(expected)
+    return None if vocabulary == expected else f"vocabularies differ: alphabet {alphabet!r}, {len(text)} characters, vocabulary {size}"
+
+
+def compare(tokenize, n=1000, seed=1):
+    r = random.Random(int(seed))
+    with tempfile.TemporaryDirectory() as folder:
+        problems = [compare_encoding(tokenize, folder, r, int(n))] + [compare_training(tokenize, folder, r) for _ in range(int(n) // 20)]
+    problems = [p for p in problems if p]
+    print(problems[0] if problems else f"equal: {n} texts and {int(n) // 20} trainings, tiktoken {'too' if 'tiktoken' in sys.modules else 'not installed'}")
+    return 1 if problems else 0
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["classes"]:
         write_classes("llmc/data/tokenizer_classes.c")
     elif sys.argv[1:] == ["goldens"]:
         write_goldens()
+    elif len(sys.argv) > 2 and sys.argv[1] == "compare":
+        sys.exit(compare(*sys.argv[2:]))
     else:
         sys.exit(__doc__)

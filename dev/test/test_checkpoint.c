@@ -50,6 +50,29 @@ TEST(P2_a_thousand_bit_flips) {
     free(dir), free(run);
 }
 
+/* The ends of files, where random flips seldom hit; a blank for a newline is still the same JSON. */
+TEST(P2_first_and_last_bytes) {
+    char *run = run_with("ends", (int64_t[]){10}, 1), *dir = step_dir(run, 10);
+    Error e = {0};
+    for (size_t i = 0; i < N_PARTS; i++) {
+        char *path = path_join(dir, part_names[i]);
+        size_t n = 0;
+        char *content = file_read(path, &n, &e);
+        for (size_t k = 0; k < 48 && k < n; k++) {
+            size_t at = k < 8 ? k : n - 1 - (k - 8);
+            int fd = open(path, O_RDWR);
+            char blank = content[at] == ' ' ? '\t' : ' ';
+            EXPECT(pwrite(fd, &blank, 1, (off_t)at) == 1);
+            EXPECT(!checkpoint_verify(dir, &e) && strstr(e.text, part_names[i]), "%s byte %zu: %s", part_names[i], at, e.text);
+            EXPECT(pwrite(fd, &content[at], 1, (off_t)at) == 1 && close(fd) == 0);
+        }
+        free(content);
+        free(path);
+    }
+    EXPECT(checkpoint_verify(dir, &e), "%s", e.text);
+    free(dir), free(run);
+}
+
 /* Rewrites a file with the first `bytes` of its content; zeros follow where that is longer. */
 static void expect_rejected_at(const char *dir, const char *name, uint64_t bytes) {
     char *path = path_join(dir, name);
@@ -106,6 +129,35 @@ TEST(P2_every_file_deleted_or_one_too_many) {
     EXPECT(!checkpoint_verify(dir, &e) && strstr(e.text, "optimizer-0001-of-0002"), "%s", e.text);
     EXPECT(unlink(surplus) == 0 && file_replace(hidden, "x", 1, &e) && checkpoint_verify(dir, &e), "%s", e.text);
     free(surplus), free(hidden), free(aside), free(dir), free(run);
+}
+
+TEST(P2_tokenizer_files_are_copied_and_watched) {
+    static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json"};
+    char *run = path_join(root, "tokenized"), *dir = step_dir(run, 10), *tokenizer = path_join(root, "tokenizer");
+    GPT2 model = tiny();
+    TrainState s = state_at(10, 10);
+    RunIdentity id = identity();
+    Error e = {0};
+    model_fill(&model, 10);
+    id.tokenizer_dir = tokenizer;
+    EXPECT(dir_create(tokenizer, &e), "%s", e.text);
+    for (int i = 0; i < 3; i++) {
+        char *path = path_join(tokenizer, names[i]);
+        EXPECT(file_replace(path, names[i], strlen(names[i]), &e), "%s", e.text);
+        free(path);
+    }
+    EXPECT(checkpoint_save(run, &model, &s, &id, &e) && checkpoint_verify(dir, &e), "%s", e.text);
+    expect_loads(dir, 10, 10);
+    for (int i = 0; i < 3; i++) {
+        char *path = path_join(dir, names[i]), *content = file_read(path, NULL, &e);
+        EXPECT(content && !strcmp(content, names[i]));
+        flip_bit(path, 3, 1);
+        EXPECT(!checkpoint_verify(dir, &e) && strstr(e.text, names[i]), "%s", e.text);
+        flip_bit(path, 3, 1);
+        free(content), free(path);
+    }
+    gpt2_destroy(&model);
+    free(run), free(dir), free(tokenizer);
 }
 
 /* Two checkpoints of one run: their files must not be mixed. */
@@ -287,6 +339,8 @@ TEST(P12_each_changed_fact_is_refused_unless_allowed) {
         EXPECT(!load_with(dir, now, N_FACTS + 1, NULL, &e) && strstr(e.text, "recorded nothing"), "%s", e.text);
     }
     EXPECT(load_with(dir, facts, N_FACTS, NULL, &e), "%s", e.text);
+    EXPECT(!load_with(dir, NULL, 0, "shape", &e) && strstr(e.text, "--allow-change data,tokenizer,batch,schedule,optimizer:"), "%s", e.text);
+    EXPECT(load_with(dir, NULL, 0, "shape,data,tokenizer,batch,schedule,optimizer", &e), "%s", e.text);
     char *value = checkpoint_fact(dir, "total-batch");
     EXPECT(value && !strcmp(value, "512") && !checkpoint_fact(dir, "nothing of that name"));
     free(value), free(dir), free(run);
@@ -459,8 +513,10 @@ int main(int argc, char **argv) {
     test_start(argc, argv);
     fixture_start();
     RUN(P2_a_thousand_bit_flips);
+    RUN(P2_first_and_last_bytes);
     RUN(P2_every_truncation_boundary);
     RUN(P2_every_file_deleted_or_one_too_many);
+    RUN(P2_tokenizer_files_are_copied_and_watched);
     RUN(P2_files_of_another_checkpoint);
     RUN(P3_newest_valid_and_why_not_the_newer);
     RUN(P5_hundred_thousand_histories);

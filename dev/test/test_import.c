@@ -282,7 +282,8 @@ TEST(unsupported_settings_are_named) {
         {"add_cross_attention", "true", "false"},         {"tie_word_embeddings", "false", "true"},
         {"vocab_size", "0", "50"},                        {"n_head", "\"2\"", "2"},
         {"n_head", "3", "4"},                             {"n_positions", "-8", "8"},
-        {"n_layer", "1e9", "2"},                          {"n_embd", "null", "16"},
+        {"n_layer", "1e9", "2"},
+        {"n_embd", "4611686018427387904", "16"},                          {"n_embd", "null", "16"},
     };
     static const char *const base[][2] = {{"vocab_size", "50"}, {"n_positions", "8"}, {"n_embd", "16"}, {"n_layer", "2"}, {"n_head", "2"}};
     GPT2Config c;
@@ -406,6 +407,39 @@ TEST(what_is_not_there_is_said) {
     gpt2_destroy(&model);
 }
 
+/* Random damage to config.json, the index and the weights' header: an answer, never a crash. */
+TEST(random_damage_never_crashes) {
+    GPT2 model = tiny();
+    char *dir = dir_with((Make){.prefix = "transformer."}), *files[2] = {path_join(dir, "config.json"), path_join(dir, "model.safetensors")};
+    Error e = {0};
+    int accepted = 0;
+    for (int which = 0; which < 2; which++) {
+        size_t n = 0;
+        char *good = file_read(files[which], &n, &e), *bad = xmalloc(n);
+        size_t reach = which ? 2800 : n;   /* the header */
+        for (uint64_t i = 0; i < 600; i++) {
+            memcpy(bad, good, n);
+            for (uint32_t k = 0; k <= i % 3; k++) {
+                Rng4 r = rng4(11, (uint32_t)which, k, i);
+                bad[r.v[0] % reach] = r.v[1] % 4 ? "0123456789{}[],:\"-.eFIB"[r.v[2] % 23] : (char)r.v[2];
+            }
+            FILE *f = fopen(files[which], "wb");
+            EXPECT(f && fwrite(bad, 1, n, f) == n && fclose(f) == 0);
+            GPT2Config c;
+            e = (Error){0};
+            bool ok = import_config(dir, &c, &e) && import_weights(dir, &model, &e);
+            EXPECT(ok || (e.code == EXIT_DATA && e.text[0]), "file %d case %d: %s", which, (int)i, e.text);
+            accepted += ok;
+        }
+        FILE *f = fopen(files[which], "wb");
+        EXPECT(f && fwrite(good, 1, n, f) == n && fclose(f) == 0);
+        free(good), free(bad);
+    }
+    EXPECT(accepted < 600, "%d accepted", accepted);
+    gpt2_destroy(&model);
+    free(dir), free(files[0]), free(files[1]);
+}
+
 /* ---- llm.c weights ---- */
 
 /* Independent of the reader: parameter by parameter, layer by layer, rows out, columns in. */
@@ -500,6 +534,7 @@ int main(int argc, char **argv) {
     RUN(a_file_without_config_says_what_it_assumes);
     RUN(split_over_several_files);
     RUN(what_is_not_there_is_said);
+    RUN(random_damage_never_crashes);
     RUN(llmc_weights_of_both_versions);
     RUN(damaged_llmc_weights);
     path_remove_tree(root, NULL);

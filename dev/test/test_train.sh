@@ -69,13 +69,14 @@ done_case
 
 test_case recompute_gives_the_same_bits
 for how in gelu block; do
-    run 0 --data "$work/text.txt" --out "$work/r_$how" "${small[@]}" --steps 12 --recompute $how
-    expect "same losses with --recompute $how" cmp -s <(losses "$work/a" | head -12) <(losses "$work/r_$how")
+    run 0 --data "$work/text.txt" --out "$work/r_$how" "${small[@]}" --steps 40 --recompute $how
+    expect "same losses with --recompute $how" cmp -s <(losses "$work/a") <(losses "$work/r_$how")
 done
 done_case
 
 # Kills at chosen and at random moments; after each the same command goes on; the end equals the uninterrupted run.
 test_case P8_kill_anywhere_and_resume_is_bitwise
+exec 3>&2 2>/dev/null # without the shell's own words about killed children
 for fault in kill@step=3 kill@micro=1 kill@step=10 kill@io=4 kill@step=17 kill@io=11 kill@step=25 kill@io=23 kill@step=39; do
     LLMC_FAULT=$fault "$train" --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256 >"$work/log" 2>&1
     code=$?
@@ -85,6 +86,7 @@ for wait in 0.05 0.12 0.3; do
     "$train" --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256 >"$work/log" 2>&1 &
     child=$!; sleep $wait; kill -9 $child 2>/dev/null; wait $child 2>/dev/null
 done
+exec 2>&3
 run 0 --data "$work/text.txt" --out "$work/k" "${small[@]}" --steps 40 --total-batch 256
 run 0 --data "$work/text.txt" --out "$work/u" "${small[@]}" --steps 40 --total-batch 256
 expect "same tensors as the uninterrupted run" test "$(tensor_hash "$work/k/step_00000040")" = "$(tensor_hash "$work/u/step_00000040")"
@@ -178,7 +180,7 @@ done <<'CASES'
 2|--channels|--data x --out y --chanels 5
 2|heads|--data "$work/text.txt" --out "$work/zz" --channels 30 --heads 4
 2|exclude|--data x --out y --steps 5 --epochs 2
-2|range|--data x --out y --batch 0
+2|from 1 to|--data x --out y --batch 0
 2|no training data|--out y
 2|no run directory|--data x
 2|--init-from|--generate

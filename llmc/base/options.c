@@ -346,17 +346,10 @@ typedef struct {
     int argc;
     char **argv;
     const char **text;  /* value of each option, NULL = not given */
-    int *word;          /* index in argv of the word that gave it */
     char **args;        /* the other words */
     int n_args;
     bool takes_args;
 } CommandLine;
-
-static bool given_twice(const CommandLine *c, int i, int word, Error *e) {
-    const char *name = c->table->options[i].name;
-    return fail(e, EXIT_USAGE, "--%s is given twice: word %d \"%.60s\" (value %.60s) and word %d \"%.60s\"; keep one", name, c->word[i],
-                c->argv[c->word[i]], c->text[i], word, c->argv[word]);
-}
 
 /* Finds the option that a word --NAME or --no-NAME means; n is the length of the name in the word. */
 static int find_word(const CommandLine *c, const char *name, size_t n, bool *negated, Error *e) {
@@ -384,7 +377,6 @@ static bool take_option(CommandLine *c, int *at, Error *e) {
     bool negated;
     int i = find_word(c, name, n, &negated, e);
     if (i < 0) return false;
-    if (c->text[i]) return given_twice(c, i, word, e);
     const Option *o = &c->table->options[i];
     const char *text = equals ? equals + 1 : o->type == OPT_BOOL ? (negated ? "false" : "true") : NULL;
     const char *value_name = o->value_name ? o->value_name : "VALUE";
@@ -399,7 +391,6 @@ static bool take_option(CommandLine *c, int *at, Error *e) {
     }
     if (!*text) return fail(e, EXIT_USAGE, "--%s: the value is empty; give one or leave the option out", o->name);
     c->text[i] = text;
-    c->word[i] = word;
     return true;
 }
 
@@ -449,11 +440,9 @@ bool options_parse(const OptionTable *table, void *values, OptionSource *sources
     }
     CommandLine c = {.table = table, .argc = argc, .argv = argv, .takes_args = args != NULL};
     c.text = xcalloc(n, sizeof *c.text);
-    c.word = xcalloc(n, sizeof *c.word);
     c.args = xcalloc((size_t)argc + 1, sizeof *c.args);
     bool ok = take_words(&c, e) && apply(&c, values, sources, e);
     free(c.text);
-    free(c.word);
     if (ok && args) {
         *args = c.args;
         *n_args = c.n_args;
@@ -579,7 +568,7 @@ static void help_row(const Option *o, FILE *out) {
 }
 
 void options_help(const OptionTable *table, FILE *out) {
-    fputs(table->usage, out);
+    fprintf(out, "usage: %s\n", table->usage);
     const char *group = NULL;
     for (int i = 0; i < table->n; i++) {
         const Option *o = &table->options[i];

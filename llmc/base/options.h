@@ -17,7 +17,6 @@ typedef enum {
     OPT_CHOICE  /* const char *, one of choices "a|b|c" */
 } OptionType;
 
-/* What a resumed run may not change without --allow-change NAME (NULL: free to change). */
 typedef struct {
     const char *name;         /* without the dashes */
     OptionType type;
@@ -28,12 +27,11 @@ typedef struct {
     const char *group;        /* heading in --help; rows of a group stand together */
     const char *value_name;   /* FILE, N, ... in --help; NULL for booleans */
     const char *help;
-    const char *fixed_as;     /* NULL, or the name under which a resumed run holds it fixed: "data", "shape", ... */
 } Option;
 
 typedef struct {
     const char *program;   /* for the usage line and messages */
-    const char *usage;     /* text printed before the options by --help */
+    const char *usage;     /* printed by --help after "usage: "; further lines are indented by 7 blanks */
     const Option *options;
     int n;
 } OptionTable;
@@ -42,7 +40,7 @@ typedef struct {
 typedef enum { FROM_DEFAULT, FROM_FILE, FROM_COMMAND_LINE } OptionSource;
 
 /* Sets defaults, reads --config FILE where given (name = value lines, # comments, same names), then the command line, which
- * wins; an option given twice on it is an error. sources (table->n entries) may be NULL. Non-option words go to args/n_args if
+ * wins; of an option given twice on it the last counts, so that a script's options can be overridden by appending. sources (table->n entries) may be NULL. Non-option words go to args/n_args if
  * args is not NULL (*args is allocated, caller frees), else they are an error. Errors: EXIT_USAGE with the nearest known name
  * for an unknown option, the range for a value outside it, file:line for a line of a config file. --help and --version are
  * ordinary OPT_BOOL rows. Strings in *values stay valid until options_free; nothing is left to free after a failure. */

@@ -45,6 +45,14 @@ static inline int cpu_thread(void) {
     return 0;
 #endif
 }
+/* Threads of the parallel region that this runs in. */
+static inline int cpu_team(void) {
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
 static inline size_t size_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t div_up(size_t a, size_t b) { return (a + b - 1) / b; }
 static inline size_t round_up(size_t a, size_t b) { return div_up(a, b) * b; }

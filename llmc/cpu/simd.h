@@ -89,6 +89,7 @@ static inline void transpose(float *to, size_t to_row, const float *from, size_t
         size_t c = 0;
         for (; c + 4 <= cols; c += 4) {
             v4f a, b, d, e;
+            for (size_t i = 4; i < 8; i++) __builtin_prefetch(f + i * from_row + c); /* the rows after these */
             memcpy(&a, f + c, 16); memcpy(&b, f + from_row + c, 16);
             memcpy(&d, f + 2 * from_row + c, 16); memcpy(&e, f + 3 * from_row + c, 16);
             v4f ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);

@@ -58,7 +58,7 @@ static bool open_next(TextReader *r, Error *e) {
 
 /* Reads until `want` bytes are there or the file ends. */
 static bool refill(TextReader *r, Error *e) {
-    memmove(r->buffer, r->buffer ? r->buffer + r->start : r->buffer, r->end - r->start);
+    if (r->start) memmove(r->buffer, r->buffer + r->start, r->end - r->start);
     r->end -= r->start;
     r->start = 0;
     if (r->capacity < 2 * r->want) r->buffer = xrealloc(r->buffer, r->capacity = 2 * r->want);

@@ -22,7 +22,7 @@ typedef struct {
 } TrainState;
 
 /* What must not change between the parts of a run, as name = value lines; each line belongs to a class ("data", "tokenizer", "shape",
- * "batch", "schedule", "optimizer", ...) that --allow-change takes. */
+ * "batch", "schedule", "optimizer", ...) that --allow-change takes. A value of NULL (not given) is recorded as empty. */
 typedef struct { const char *class_name, *name, *value; } FixedFact;
 typedef struct {
     char run_id[33];          /* random, made when the run starts; in every file of the run */
@@ -32,11 +32,14 @@ typedef struct {
 } RunIdentity;
 
 bool run_id_create(char run_id[33]);
-/* Writes RUN/step_N. Previous checkpoints are untouched whatever happens. EXIT_STORAGE. */
+/* Writes RUN/step_N. Previous checkpoints are untouched whatever happens. EXIT_STORAGE; EXIT_USAGE when the directory holds another run's.
+ * A step_N of the same state is kept as it is; another is replaced (for a moment it is step_N.replaced, which is also found). */
 bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e);
-/* Removes what keep_last and keep_every leave out, and temporary left-overs of this run; never the only valid one. keep_last >= 1; keep_every 0 = none. */
+/* Removes what keep_last and keep_every leave out, and temporary left-overs of this run; never the only valid one. keep_last >= 1 valid
+ * ones stay, and steps that keep_every divides (0 = none); damaged ones go only when keep_last newer valid ones exist. */
 bool checkpoint_retain(const char *run_dir, int keep_last, int64_t keep_every, Error *e);
-/* Full check of one directory: manifest, sizes, checksums, headers. The message names file, (tensor,) expected, found. */
+/* Full check of one directory: manifest, sizes, checksums, headers, and no file that the manifest does not list (hidden ones do not count).
+ * The message names file, (tensor,) expected, found. EXIT_DATA. */
 bool checkpoint_verify(const char *dir, Error *e);
 /* Path of the newest valid checkpoint; says on `report` (may be NULL) each one it rejected and why. Returns false with
  * e->code EXIT_NO_CHECKPOINT when some exist and none is valid, and false with e->code 0 when there are none at all. */
@@ -47,8 +50,10 @@ bool checkpoint_load(const char *dir, GPT2 *model, TrainState *state, RunIdentit
 /* The recorded value of a fact, for tools and for the start of a resumed run; caller frees; NULL when absent. */
 char *checkpoint_fact(const char *dir, const char *name);
 
-/* ---- models from elsewhere: a HF GPT-2 directory, a .safetensors file, or a llm.c weights .bin (fp32 v3, bf16 v5) ---- */
-bool import_config(const char *path, GPT2Config *config, Error *e);    /* shape, from config.json or from the tensors */
+/* ---- models from elsewhere: a HF GPT-2 directory (one or several safetensors files), a .safetensors file, or a llm.c weights .bin (fp32 v3,
+ * bf16 v5). Settings that the engine does not have are EXIT_DATA with field, found, supported. ---- */
+/* Shape, from config.json in the directory or beside the file; without one, from the tensors, with heads of 64 and a note on stderr. */
+bool import_config(const char *path, GPT2Config *config, Error *e);
 bool import_weights(const char *path, GPT2 *model, Error *e);          /* missing, surplus, misshapen tensors are named */
 /* The directory of `path` when it holds tokenizer files, else NULL; caller frees. */
 char *import_tokenizer_dir(const char *path);

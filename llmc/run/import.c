@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { SIZE_LIMIT = 1 << 24 };  /* of a field in config.json; gpt2_config_check knows the finer limits */
+
 static const char *const PREFIX = "transformer.";
 
 static const char *without_prefix(const char *name) { return strncmp(name, PREFIX, strlen(PREFIX)) ? name : name + strlen(PREFIX); }
@@ -207,8 +209,9 @@ bool weights_read(const WeightSet *set, GPT2 *model, bool finite, Error *e) {
 
 static bool size_field(const json_t *root, const char *path, const char *name, size_t *out, Error *e) {
     const json_t *value = json_object_get(root, name);
-    if (!json_is_integer(value) || json_integer_value(value) < 1)
-        return fail(e, EXIT_DATA, "%s: field %s is %s, expected a positive integer", path, name, value ? "not one" : "missing");
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > SIZE_LIMIT)
+        return fail(e, EXIT_DATA, "%s: field %s is %s, expected an integer from 1 to %d", path, name, value ? "something else" : "missing",
+                    SIZE_LIMIT);
     *out = (size_t)json_integer_value(value);
     return true;
 }

@@ -53,7 +53,9 @@ static bool settle_shape(Session *s, Error *e) {
     }
     s->T = o->seq_len ? (size_t)o->seq_len : c->T;
     if (s->T > c->T) return fail(e, EXIT_USAGE, "--seq-len %zu is longer than the %zu positions of the model in --init-from", s->T, c->T);
-    return true;
+    GPT2Config trial = *c;            /* checked now, before any text is tokenized; the vocabulary follows */
+    trial.V = c->V ? c->V : 1;
+    return gpt2_config_check(&trial, e);
 }
 
 /* The vocabulary, once a tokenizer is known or is known not to be. */

@@ -180,7 +180,7 @@ static bool list_has(const char *list, const char *word) {
 typedef struct {
     const char *allow;
     char *text;               /* one line per difference that is not allowed */
-    const char *first_class;
+    char *classes;            /* of these differences, comma separated */
 } Differences;
 
 static void difference_add(Differences *d, const char *class_name, const char *name, const char *recorded, const char *present) {
@@ -190,7 +190,10 @@ static void difference_add(Differences *d, const char *class_name, const char *n
                            recorded ? recorded : "nothing", quote[0], quote[1], present ? present : "nothing", quote[1]);
     free(d->text);
     d->text = text;
-    if (!d->first_class) d->first_class = class_name;
+    if (list_has(d->classes, class_name)) return;
+    char *classes = xasprintf("%s%s%s", d->classes ? d->classes : "", d->classes ? "," : "", class_name);
+    free(d->classes);
+    d->classes = classes;
 }
 
 bool facts_compare(const char *dir, const json_t *root, const RunIdentity *id, const char *allow, Error *e) {
@@ -212,7 +215,8 @@ bool facts_compare(const char *dir, const json_t *root, const RunIdentity *id, c
     }
     if (!d.text) return true;
     fail(e, EXIT_USAGE, "the run in %s was made with other settings; restore them, choose another --out, or accept the change with "
-         "--allow-change %s:%s", dir, d.first_class, d.text);
+         "--allow-change %s:%s", dir, d.classes, d.text);
+    free(d.classes);
     free(d.text);
     return false;
 }

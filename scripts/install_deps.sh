@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Installs what building and testing needs, on Debian and Ubuntu: compiler, make, and the libraries that the Makefile links.
+# Does nothing when all is there. As root, or with sudo. Exit: 0 all there, 1 could not install, 2 unknown option.
+set -euo pipefail
+
+usage() { echo "usage: install_deps.sh [--check]   (--check: only say what is missing; exit 1 when something is)"; }
+check_only=0
+case ${1:-} in
+    "") ;;
+    --check) check_only=1 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "install_deps: unknown option '$1'" >&2; usage >&2; exit 2 ;;
+esac
+
+# True when a program with this header and library compiles and links; asks the compiler, not the package manager, so that
+# libraries installed by other means count.
+compiles() { # header, flags...
+    local header=$1; shift
+    printf '#include <%s>\nint main(void) { return 0; }\n' "$header" | cc -x c - -o /dev/null "$@" 2>/dev/null
+}
+
+missing=()
+find_missing() {
+    missing=()
+    command -v make >/dev/null || missing+=(make)
+    if ! command -v cc >/dev/null; then
+        missing+=(gcc libc6-dev libjansson-dev libpcre2-dev libxxhash-dev libopenblas-openmp-dev)
+        return
+    fi
+    compiles stdio.h || missing+=(libc6-dev)
+    compiles jansson.h -ljansson || missing+=(libjansson-dev)
+    compiles pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 -lpcre2-8 || missing+=(libpcre2-dev)
+    compiles xxhash.h -lxxhash || missing+=(libxxhash-dev)
+    compiles stdio.h -lopenblas || missing+=(libopenblas-openmp-dev)
+}
+
+find_missing
+if [ ${#missing[@]} -eq 0 ]; then
+    echo "dependencies: all there"
+    exit 0
+fi
+echo "dependencies: missing ${missing[*]}"
+[ "$check_only" -eq 0 ] || exit 1
+
+if ! command -v apt-get >/dev/null; then
+    cat >&2 <<'END'
+install_deps: this system has no apt-get; please install with its own package manager:
+  make, a C11 compiler callable as cc (gcc or clang), and the libraries with their headers:
+  jansson, PCRE2 (8 bit), xxHash, and, for speed, OpenBLAS (optional: without it, own matrix products are used)
+END
+    exit 1
+fi
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "install_deps: not root, and sudo is not installed; run as root: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    as_root=(sudo)
+fi
+
+# apt, without questions, waiting for another apt to finish, three times in all.
+apt() {
+    local try
+    for try in 1 2 3; do
+        echo "+ ${as_root[*]:+sudo }apt-get $*"
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null && return
+        [ "$try" -eq 3 ] || { echo "apt-get failed; again in $((5 * try)) s"; sleep $((5 * try)); }
+    done
+    return 1
+}
+
+install() { apt install --no-install-recommends "$@"; }
+if ! apt update; then echo "install_deps: the package lists could not be fetched completely; going on with what is there" >&2; fi
+if ! install "${missing[@]}"; then
+    echo "install_deps: apt-get could not install: ${missing[*]} (its messages are above)" >&2
+    exit 1
+fi
+
+find_missing
+if [ ${#missing[@]} -ne 0 ]; then
+    echo "install_deps: installed, but the compiler still does not find: ${missing[*]}" >&2
+    exit 1
+fi
+echo "dependencies: all there now"
