@@ -1,5 +1,6 @@
 /* The wrappers and ops as data: the tables against the comments of ops.h, and each wrapper around the real CPU backend. */
 #include "llmc/base/timer.h"
+#include "llmc/train.h"
 #include "op_cases.h"
 #include <ctype.h>
 #include <jansson.h>
@@ -427,6 +428,57 @@ TEST(tee_keeps_saved_apart) {
     second->destroy(second);
 }
 
+/* ---- a whole training step through wrappers: operands are then parts of larger buffers ------------------------------------ */
+
+static void next_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+    static const int32_t ids[2][17] = {{1, 5, 3, 0, 7, 7, 2, 9, 4, 1, 1, 8, 6, 3, 2, 5, 0}, {4, 2, 9, 9, 1, 0, 3, 8, 6, 5, 7, 2, 2, 1, 4, 0, 3}};
+    (void)context;
+    *tokens = ids[i];
+    *targets = ids[i] + 1;
+}
+
+static StepResult train_two_steps(Backend *b, Keep keep) {
+    GPT2Config config = {.V = 10, .L = 2, .H = 2, .C = 12, .T = 8};
+    Error e = {0};
+    GPT2 model;
+    Acts acts;
+    Trainer trainer;
+    CHECK(gpt2_config_check(&config, &e) && gpt2_create(&model, b, &config, true, &e), "%s", e.text);
+    gpt2_init(&model, 1);
+    CHECK(gpt2_acts_create(&acts, &model, 2, 8, keep, true, &e) && trainer_create(&trainer, &model, &acts, &e), "%s", e.text);
+    StepParams params = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .grad_clip = 1, .loss_limit = INFINITY, .norm_limit = INFINITY};
+    StepResult result = {0};
+    for (params.step = 0; params.step < 2; params.step++) result = train_step(&trainer, &params, 2, next_batch, NULL);
+    trainer_destroy(&trainer);
+    gpt2_acts_destroy(&acts, &model);
+    gpt2_destroy(&model);
+    return result;
+}
+
+TEST(training_through_wrappers) {
+    static const Keep keeps[] = {KEEP_ALL, KEEP_NO_GELU, KEEP_RESIDUAL};
+    for (int i = 0; i < 3; i++) {
+        Backend *first = cpu(), *second = cpu(), *null = null_backend_create();
+        StepResult plain = train_two_steps(first, keeps[i]);
+        Backend *tee = tee_backend_create(first, second, 0, stdout), *count = count_backend_create(tee);
+        StepResult wrapped = train_two_steps(count, keeps[i]);
+        EXPECT(plain.loss == wrapped.loss && plain.grad_norm == wrapped.grad_norm && plain.updates == 2, "loss %.9g, %.9g", plain.loss, wrapped.loss);
+        EXPECT(tee_backend_differences(tee) == 0, "%llu differences", (unsigned long long)tee_backend_differences(tee));
+        EXPECT(second->memory[MEM_OTHER] == 0, "%zu bytes of shadows left", second->memory[MEM_OTHER]);
+        EXPECT(count_backend_calls(count)[OP_head_loss] == 4 && count_backend_calls(count)[OP_adamw] == 2, "calls");
+        EXPECT(count_backend_calls(count)[OP_attention_forward] == (keeps[i] == KEEP_RESIDUAL ? 16 : 8), "calls of attention_forward");
+        train_two_steps(null, keeps[i]);
+        for (int class = 0; class < MEM_CLASS_COUNT; class++)
+            EXPECT(class == MEM_SCRATCH || null->memory_peak[class] == first->memory_peak[class], "%s: null %zu, cpu %zu", mem_class_names[class],
+                   null->memory_peak[class], first->memory_peak[class]);
+        count->destroy(count);
+        tee->destroy(tee);
+        first->destroy(first);
+        second->destroy(second);
+        null->destroy(null);
+    }
+}
+
 int main(int argc, char **argv) {
     test_start(argc, argv);
     RUN(tables_agree_with_header);
@@ -441,5 +493,6 @@ int main(int argc, char **argv) {
     RUN(tee_of_equals_finds_nothing);
     RUN(tee_notices_one_element_and_one_nan);
     RUN(tee_keeps_saved_apart);
+    RUN(training_through_wrappers);
     return test_done();
 }
