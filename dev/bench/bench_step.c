@@ -1,6 +1,6 @@
 /* Whole training steps of a model: tokens/s, GFLOP/s and where the time goes, op by op; the lines add up to the step.
  *   bench_step [--model gpt2] [--layers L --channels C --heads H --vocab-size V] [--batch 4] [--seq-len 64] [--steps 5] [--wait]
- * --wait: one step per line read from stdin, each answered by "ms X", for dev/bench/compare_step.sh. Random weights and tokens:
+ * --wait: one step per line read from stdin, each answered by "ms WALL CPU", for dev/bench/compare_step.sh. Random weights and tokens:
  * the time does not depend on them. */
 #include "../../llmc/base/rng.h"
 #include "../../llmc/base/timer.h"
@@ -9,6 +9,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* A wrapper that sums time, calls, FLOPs and bytes per op. */
 typedef struct {
@@ -74,6 +75,12 @@ static void next_micro(void *context, size_t i, const int32_t **tokens, const in
     *targets = *tokens + 1;
 }
 
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static double timed_step(Trainer *trainer, int32_t *ids) {
     StepParams p = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .grad_clip = 1, .loss_limit = INFINITY, .norm_limit = INFINITY};
     double start = seconds_now();
@@ -120,7 +127,13 @@ int main(int argc, char **argv) {
     timed_step(&trainer, ids);
     if (o.wait) {
         char line[16];
-        for (printf("ready\n"), fflush(stdout); fgets(line, sizeof line, stdin); fflush(stdout)) printf("ms %.3f\n", 1e3 * timed_step(&trainer, ids));
+        printf("ready\n");
+        fflush(stdout);
+        while (fgets(line, sizeof line, stdin)) {
+            double cpu_start = cpu_seconds(), wall = timed_step(&trainer, ids);
+            printf("ms %.3f %.3f\n", 1e3 * wall, 1e3 * (cpu_seconds() - cpu_start));
+            fflush(stdout);
+        }
     } else {
         double *seconds = xmalloc(o.steps * sizeof *seconds);
         memset(c->seconds, 0, sizeof c->seconds), memset(c->flops, 0, sizeof c->flops);

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Training steps of ours and of PyTorch eager, turn by turn on one machine, so that its other load hits both alike. Prints each
 # turn, the medians, and the ratio of each turn with its spread.
-#   dev/bench/compare_step.sh [--turns 7] [--threads 2] [--batch 4] [--seq-len 64]        (gpt2 124M)
+#   dev/bench/compare_step.sh [--turns 7] [--threads 2] [--batch 4] [--seq-len 64] [--cpu-time 0]      (gpt2 124M)
 # BUILD: where bench_step was built (default build; `make build/bench_step`). PYTHON: a python3 with PyTorch.
+# --cpu-time 1 compares processor time instead of elapsed time: for a machine with other load, with --threads 1 (waiting threads spin).
 # PEER: a further command that prints its steps as "took X ms"; it runs once a turn, its first step is left out.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-turns=7 threads=2 batch=4 seq=64
+turns=7 threads=2 batch=4 seq=64 cpu=0
 while [ $# -gt 0 ]; do
     case $1 in
-    --turns) turns=$2 ;; --threads) threads=$2 ;; --batch) batch=$2 ;; --seq-len) seq=$2 ;;
-    *) echo "unknown option $1; known are --turns --threads --batch --seq-len" >&2; exit 2 ;;
+    --turns) turns=$2 ;; --threads) threads=$2 ;; --batch) batch=$2 ;; --seq-len) seq=$2 ;; --cpu-time) cpu=$2 ;;
+    *) echo "unknown option $1; known are --turns --threads --batch --seq-len --cpu-time" >&2; exit 2 ;;
     esac
     shift 2
 done
@@ -22,7 +23,7 @@ OMP_NUM_THREADS=$threads "${BUILD:-build}/bench_step" --model gpt2 --batch "$bat
 exec 3>"$dir/ours.in" 5<"$dir/ours.out" 4>"$dir/torch.in" 6<"$dir/torch.out"
 until_ready() { while IFS= read -r line <&"$1"; do [ "$line" = ready ] && return; echo "$line"; done; echo "it ended before its first step" >&2; exit 1; }
 until_ready 5; until_ready 6
-step() { echo >&"$1"; read -r _ ms <&"$2"; echo "$ms"; }
+step() { echo >&"$1"; read -r _ wall used <&"$2"; if [ "$cpu" = 1 ]; then echo "$used"; else echo "$wall"; fi; }
 for ((i = 1; i <= turns; i++)); do
     a=$(step 3 5) b=$(step 4 6) c=
     [ -n "${PEER:-}" ] && c=$(OMP_NUM_THREADS=$threads bash -c "$PEER" | sed -n 's/.*took \([0-9.]*\) ms.*/\1/p' | tail -n +2 | sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}')

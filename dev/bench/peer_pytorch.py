@@ -4,7 +4,7 @@ softmax, cross_entropy are one call each, clip_grad_norm_, AdamW(foreach=True).
 
     python3 dev/bench/peer_pytorch.py [--model gpt2] [--batch 4] [--seq-len 64] [--steps 5] [--threads 2] [--wait]
 
---wait: one step per line read from stdin, each answered by "ms X" (dev/bench/compare_step.sh).
+--wait: one step per line read from stdin, each answered by "ms WALL CPU" (dev/bench/compare_step.sh).
 """
 import argparse
 import sys
@@ -89,7 +89,8 @@ def main():
     if o.wait:
         print("ready", flush=True)
         for _ in sys.stdin:
-            print(f"ms {timed_step():.3f}", flush=True)
+            cpu_start = time.process_time()
+            print(f"ms {timed_step():.3f} {1e3 * (time.process_time() - cpu_start):.3f}", flush=True)
     else:
         times = sorted(timed_step() for _ in range(o.steps))
         print(f"step: median {times[len(times) // 2]:.1f} ms, fastest {times[0]:.1f}, slowest {times[-1]:.1f} of {o.steps}")

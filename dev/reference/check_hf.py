@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Opens a directory written by export_model with transformers and compares logits; used by dev/test/test_hf.sh.
+"""Opens a directory written by export_model with transformers and compares logits, and one written by `tokenize train` and compares
+ids; used by dev/test/test_hf.sh.
 
-    python3 dev/reference/check_hf.py MODEL_DIR EXPECTED     EXPECTED: as test_gpt2 --export writes it
+    python3 dev/reference/check_hf.py MODEL_DIR EXPECTED TOKENIZER_DIR TEXT SHARD
+
+EXPECTED: as test_gpt2 --export writes it. SHARD: TEXT as `tokenize encode --no-separator` writes it.
 
 Tolerance: |ours - exact| <= 2 |transformers in float32 - exact| + rounding; exact is transformers in float64.
 """
@@ -9,7 +12,7 @@ import sys
 
 import numpy as np
 import torch
-from transformers import AutoConfig, GPT2LMHeadModel
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, GPT2TokenizerFast
 
 
 def read_expected(path):
@@ -48,8 +51,20 @@ def check(directory, expected):
     }
 
 
+def check_tokenizer(directory, text_path, shard):
+    ids = np.fromfile(shard, "<u2")[512:].tolist()
+    text = open(text_path, encoding="utf-8", newline="").read()
+    results = {}
+    for kind in (AutoTokenizer, GPT2TokenizerFast):
+        tokenizer = kind.from_pretrained(directory)
+        theirs = tokenizer.encode(text)
+        same = theirs == ids and tokenizer.decode(ids) == text and tokenizer.eos_token_id == len(tokenizer) - 1
+        results[f"hf_tokenizer_{kind.__name__}"] = None if same else f"{len(ids)} ids of ours, {len(theirs)} of theirs, eos {tokenizer.eos_token_id}"
+    return results
+
+
 def main():
-    results = check(*sys.argv[1:3])
+    results = {**check(*sys.argv[1:3]), **check_tokenizer(*sys.argv[3:6])}
     for name, problem in results.items():
         print(f"FAILED {name}: {problem}" if problem else f"ok {name}")
     failed = sum(problem is not None for problem in results.values())

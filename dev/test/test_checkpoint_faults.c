@@ -49,6 +49,10 @@ static int child_save(const char *run, uint64_t seed, int64_t step, int keep, ui
     }
     int status = 0;
     waitpid(child, &status, 0);
+    /* LLVM's OpenMP runtime leaves this file behind when its process is killed. */
+    char left[96];
+    snprintf(left, sizeof left, "/dev/shm/__KMP_REGISTERED_LIB_%d_%d", (int)child, (int)getuid());
+    unlink(left);
     free(out);
     return status;
 }

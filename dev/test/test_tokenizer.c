@@ -272,21 +272,30 @@ TEST(bad_bytes_are_tokens_of_their_own) {
     tokenizer_free(t);
 }
 
-/* With and without the cache, and at every place of a long text. */
+/* Texts long enough for the cache, whose words differ in zero bytes alone or have more ids than a slot holds, again and again. */
 TEST(the_cache_changes_nothing) {
     Tokenizer *t = golden_tokenizer();
-    size_t bytes;
+    size_t bytes, n = 1 << 17;
     Error e = {0};
-    char *text = file_read(GOLDEN "/text.txt", &bytes, &e);
-    IdList cached = encode(t, text, bytes), plain = {0};
-    Encoder *encoder = encoder_create(t, 0);
-    encoder_encode(encoder, text, bytes, &plain);
-    encoder_destroy(encoder);
-    EXPECT(cached.n == plain.n && !memcmp(cached.ids, plain.ids, plain.n * sizeof *plain.ids));
-    EXPECT(decodes_to(t, &cached, text, bytes));
-    free(cached.ids);
-    free(plain.ids);
+    char *text = file_read(GOLDEN "/text.txt", &bytes, &e), *odd = xmalloc(n);
+    static const char *const words[] = {"\0", "\0\0", "!\0", "!\0\0", "!", "qxzjqkxz", "qxzjqkxzj", "qxzjqkxzjqvxqzkwqxjzkqvwxzqjkx", "zqxjkvqzxw", "\n", " ", "\x80"};
+    static const size_t lengths[] = {1, 2, 2, 3, 1, 8, 9, 30, 10, 1, 1, 1};
+    size_t used = 0;
+    for (uint32_t w; used + 30 < n; used += lengths[w]) w = draw(12), memcpy(odd + used, words[w], lengths[w]);
+    for (int kind = 0; kind < 2; kind++) {
+        const char *from = kind ? odd : text;
+        size_t length = kind ? used : bytes;
+        IdList cached = encode(t, from, length), plain = {0};
+        Encoder *encoder = encoder_create(t, 0);
+        encoder_encode(encoder, from, length, &plain);
+        encoder_destroy(encoder);
+        EXPECT(cached.n == plain.n && !memcmp(cached.ids, plain.ids, plain.n * sizeof *plain.ids), "kind %d: %zu ids, %zu without", kind, cached.n, plain.n);
+        EXPECT(decodes_to(t, &cached, from, length), "kind %d", kind);
+        free(cached.ids);
+        free(plain.ids);
+    }
     free(text);
+    free(odd);
     tokenizer_free(t);
 }
 

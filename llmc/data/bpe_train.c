@@ -245,14 +245,17 @@ static void merge_in_word(Merging *m, size_t word, int32_t left, int32_t right, 
     m->length[word] = out;
 }
 
-/* The token a merge makes; it may exist already, made from other parts. */
+/* The token a merge makes. No other merge makes the same one: between two boundaries that still stand, the merges so far acted on
+ * the same bytes in the same way everywhere, so an earlier merge into this token would have merged here too. */
 static int32_t joined_token(Merging *m, int32_t left, int32_t right) {
+    size_t before = m->tokens.n;
     const size_t *offset = m->tokens.offset;
     size_t a = offset[left + 1] - offset[left], b = offset[right + 1] - offset[right];
     char *text = xmalloc(a + b);
     memcpy(text, m->tokens.bytes + offset[left], a);
     memcpy(text + a, m->tokens.bytes + offset[right], b);
     int32_t id = (int32_t)strings_add(&m->tokens, text, a + b);
+    CHECK(m->tokens.n == before + 1, "tokens %d and %d make token %d again", left, right, id);
     free(text);
     return id;
 }
@@ -320,24 +323,9 @@ static bool merge_most_frequent(Merging *m) {
     return false;
 }
 
-/* A token that two merges make can bring a pair up again after its merge; then the pair stands twice. The last one counts,
- * as in the peer. */
-static size_t drop_repeated(Merging *m) {
-    bool *seen = xcalloc(m->n_pairs, sizeof *seen);
-    size_t kept = m->n_merges;
-    for (size_t i = m->n_merges; i-- > 0;) {
-        size_t pair = pair_index(m, m->merges[i].left, m->merges[i].right);
-        if (!seen[pair]) m->merges[--kept] = m->merges[i];
-        seen[pair] = true;
-    }
-    free(seen);
-    if (kept) memmove(m->merges, m->merges + kept, (m->n_merges - kept) * sizeof *m->merges);
-    return m->n_merges - kept;
-}
-
 static Tokenizer *to_tokenizer(Merging *m, Error *e) {
     Tokenizer *t = xcalloc(1, sizeof *t);
-    t->n_merges = drop_repeated(m);
+    t->n_merges = m->n_merges;
     t->end_of_text = (int32_t)strings_add(&m->tokens, "<|endoftext|>", 13);
     t->V = m->tokens.n;
     t->bytes = m->tokens.bytes, m->tokens.bytes = NULL;
