@@ -37,7 +37,7 @@ TESTS    := $(patsubst dev/test/%.c,%,$(wildcard dev/test/test_*.c)) $(patsubst 
 FUZZERS  := $(patsubst dev/fuzz/%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 
-.PHONY: all test quickstart check-asan fuzz bench summary clean help FORCE
+.PHONY: all test test-programs quickstart check-asan matrix lint fuzz fuzz-programs bench summary clean help FORCE
 .SECONDARY:
 all: summary $(PROGRAMS) ## build the programs: train_gpt2, tokenize, stories
 
@@ -82,8 +82,20 @@ $(BUILD)/llmc/base/version.o: $(BUILD)/build_id
 $(BUILD)/llmc/base/version.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
 
 test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%)
-test: ## build and run the whole test suite (last line: N passed, N failed)
-	@bash dev/test/run.sh
+test: ## build and run the test suite, or TESTS_RUN="test_gemm ..." of it (last line: N passed, N failed)
+	@bash dev/test/run.sh $(TESTS_RUN)
+
+# The variables reach the build through make itself. Left out: fuzzers (their build has the sanitizers), texts and scripts, and
+# test_leak.sh, which is about statistics and takes minutes of training here.
+check-asan: ## the suite under AddressSanitizer and UBSan
+	@LLMC_TEST_BUILD=build/asan LLMC_TEST_SKIP='test_fuzz.sh test_leak.sh test_readme.sh test_rooms.sh test_scripts.sh' \
+	$(MAKE) --no-print-directory test SAN=address,undefined OPT='-O1 -march=native'
+
+matrix: ## chosen tests with gcc and clang, with and without OpenBLAS and OpenMP, in a path with spaces; warnings are errors
+	@bash dev/test/matrix.sh
+
+lint: ## clang-tidy and cppcheck
+	@bash dev/test/lint.sh
 
 fuzz-programs: $(FUZZERS:%=$(BUILD)/%)
 fuzz: ## fuzz the readers of files and options, SECONDS=10 each (needs clang)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole suite: builds the test programs, runs each program and script in dev/test, adds up what they report.
 # run.sh [NAME...]: these tests alone, named as in dev/test (test_gemm test_train.sh). Under `make test CC=clang SAN=...` the build
-# below gets the same variables; LLMC_TEST_BUILD is where it goes.
+# below gets the same variables; LLMC_TEST_BUILD is where it goes; LLMC_TEST_SKIP names tests to leave out.
 # Each prints its own "N passed, N failed[, N skipped]" line; one that dies without it counts as one failure.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -32,6 +32,7 @@ for t in "$build"/test_* dev/test/test_*.sh; do
     [ -f "$t" ] || continue
     name=$(basename "$t")
     [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
+    [[ " ${LLMC_TEST_SKIP:-} " != *" $name "* ]] || continue
     { time "${cmd[@]}" >"$out" 2>&1; } 2>"$out.time"; status=$?
     grep -E '^(FAILED|skipped) ' "$out"
     [ "$status" -ne 0 ] && grep -vE '^(ok|FAILED|skipped) ' "$out" | tail -30

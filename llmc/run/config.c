@@ -128,7 +128,9 @@ static bool check_together(const Config *c, Error *e) {
 bool config_parse(Config *c, int argc, char **argv, Error *e) {
     memset(c, 0, sizeof *c);
     if (!options_parse(&config_table, c, NULL, argc, argv, NULL, NULL, e)) return false;
-    return c->help || c->version || check_together(c, e);
+    if (c->help || c->version || check_together(c, e)) return true;
+    config_free(c);
+    return false;
 }
 
 void config_free(Config *c) { options_free(&config_table, c); }
