@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything with each compiler, with and without OpenBLAS and OpenMP, without a warning, and runs the tests that depend on it;
 # then without -march=native in a clone whose path holds spaces, called from another directory.
+# matrix.sh --pairs: fewer, such that every two settings still meet (gcc with OpenBLAS and OpenMP is the suite itself, and the clone).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 unset MAKEFLAGS MFLAGS LLMC_TEST_BUILD
@@ -29,6 +30,7 @@ for cc in gcc clang; do
     for blas in 0 1; do
         for omp in 0 1; do
             name="$cc, OpenBLAS $blas, OpenMP $omp"
+            [ "${1:-}" != --pairs ] || case $cc$blas$omp in gcc00 | clang01 | clang10) ;; *) continue ;; esac
             [ "$blas" -eq 0 ] || works "$cc" -lopenblas || { skip "$name" "OpenBLAS is not installed"; continue; }
             [ "$omp" -eq 0 ] || works "$cc" -fopenmp || { skip "$name" "$cc has no OpenMP here"; continue; }
             export LLMC_TEST_BUILD=build/matrix/$cc-blas$blas-omp$omp
@@ -42,7 +44,7 @@ mkdir -p "$clone"
 git ls-files -z | xargs -0 cp -a --parents -t "$clone"
 unset LLMC_TEST_BUILD
 cd / || exit 1
-combination "path with spaces, another current directory, any x86-64 or ARM" make -C "$clone" --no-print-directory test \
+combination "path with spaces, another current directory, no -march" make -C "$clone" --no-print-directory test \
     TESTS_RUN="${tests[*]} test_train.sh test_tokenizer.sh test_stories.sh" OPT='-O3 -Werror'
 combination "the programs there" bash -c "make -C \"\$1\" -j2 && cd \"\$1\" && ./train_gpt2 --version && ./tokenize --help >/dev/null && ./stories --stories 2 && echo '1 passed, 0 failed'" - "$clone"
 

