@@ -363,9 +363,9 @@ int run_train(Session *s) {
              .identity = {.tokenizer_dir = s->tokenizer_dir}};
     collect_facts(&r);
     int code = 0;
+    listen_to_signals();
     if (!create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
     if (!code) {
-        listen_to_signals();
         r.first_step = r.state.step;
         r.started = seconds_now();
         code = loop(&r, e);
