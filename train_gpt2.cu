@@ -27,6 +27,7 @@ static int run(const Config *options) {
 int main(int argc, char **argv) {
     Error e = {0};
     Config options;
+    setvbuf(stdout, NULL, _IOLBF, 0);  /* a line is seen when it is said, in a file too */
     if (!config_parse(&options, argc, argv, &e)) return error_print(&e);
     int code = EXIT_OK;
     if (options.help) options_help(&config_table, stdout);

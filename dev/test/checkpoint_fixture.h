@@ -82,6 +82,7 @@ static TrainState state_at(uint64_t seed, int64_t step) {
         windows[w]->next = 17 + (uint32_t)w;
     }
     s.monitor.nonfinite_in_row = 3, s.monitor.nonfinite_total = 5, s.monitor.spikes_total = INT64_MAX;
+    s.monitor.spikes_in_row = 7, s.last_val_step = step - 2;
     return s;
 }
 

@@ -502,6 +502,7 @@ TEST(P14_version_1_loads) {
     Error e = {0};
     EXPECT(checkpoint_newest(GOLDEN, path, stderr, &e), "%s", e.text);
     EXPECT(checkpoint_load(path, &model, &s, &id, NULL, &e), "%s", e.text);
+    want.monitor.spikes_in_row = want.last_val_step = 0;  /* came with version 2 */
     EXPECT(model_differences(&model, 14) == 0 && !memcmp(&s, &want, offsetof(TrainState, last_val_loss)) && isnan(s.last_val_loss));
     gpt2_destroy(&model);
 }

@@ -104,6 +104,30 @@ TEST(nothing_before_the_window_is_full) {
     EXPECT(monitor_z(&m.norm, 99) == 0 && isinf(monitor_limit(&m.norm, 3)), "equal values say nothing");
 }
 
+/* The level of a loss shifts for good: every step would be skipped for ever, so each tenth in a row goes without limits, until the
+ * window knows the level. NaN in between changes nothing, nor does saving and restoring after any step. */
+TEST(P16_a_shifted_level_is_taken_in) {
+    enum { MAX_IN_ROW = 10, STEPS = 600 };
+    Monitor m = {0}, other;
+    int64_t in_row = 0, applied = 0, last_skipped = 0;
+    for (int t = 0; t < 200; t++) monitor_step(&m, (float)(2 + 0.1 * rng_normal(3, 4, 0, (uint64_t)t)), 1, SKIP_NONE);
+    for (int t = 0; t < STEPS; t++) {
+        float loss = t % 7 == 3 ? NAN : (float)(5 + 0.1 * rng_normal(3, 5, 0, (uint64_t)t));
+        bool lifted = monitor_lifts_limits(&m, MAX_IN_ROW);
+        EXPECT(lifted == (in_row == MAX_IN_ROW), "step %d: %d in a row", t, (int)in_row);
+        int skip = decide(loss, 1, lifted ? INFINITY : monitor_limit(&m.loss, 3), INFINITY);
+        memcpy(&other, &m, sizeof m);
+        monitor_step(&m, loss, 1, skip);
+        monitor_step(&other, loss, 1, skip);
+        EXPECT(!memcmp(&m, &other, sizeof m), "step %d: restored differs", t);
+        if (skip == SKIP_LOSS) in_row++, last_skipped = t;
+        if (skip == SKIP_NONE) in_row = 0, applied++;
+        EXPECT(m.spikes_in_row == in_row && in_row <= MAX_IN_ROW, "step %d: %d in a row, counted %d", t, (int)m.spikes_in_row, (int)in_row);
+    }
+    EXPECT(last_skipped > 60 && last_skipped < 300, "last step skipped: %d", (int)last_skipped);
+    EXPECT(applied > STEPS / 2, "%d applied", (int)applied);
+}
+
 TEST(known_z) {
     Monitor m = {0};
     for (int t = 0; t < MONITOR_WINDOW; t++) monitor_step(&m, t % 2 ? 3 : 1, 1, SKIP_NONE);
@@ -152,6 +176,7 @@ int main(int argc, char **argv) {
     RUN(replay_skipping_at_half);
     RUN(resume_changes_nothing);
     RUN(nothing_before_the_window_is_full);
+    RUN(P16_a_shifted_level_is_taken_in);
     RUN(known_z);
     RUN(ring_position_changes_nothing);
     RUN(limit_is_exact);

@@ -115,10 +115,45 @@ run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --layers 
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --seed 5
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --total-batch 256
 (cat "$work/text.txt"; echo changed) >"$work/other.txt"
-run 3 --data "$work/other.txt" --out "$work/a" "${small[@]}" --steps 40
+run 2 --data "$work/other.txt" --out "$work/a" "${small[@]}" --steps 40
 cp -r "$work/a" "$work/longer"
 run 0 --data "$work/text.txt" --out "$work/longer" "${small[@]}" --steps 50 --allow-change schedule
 expect "went on to 50" test -d "$work/longer/step_00000050"
+run 2 --data "$work/text.txt" --out "$work/longer" "${small[@]}" --steps 60 --allow-change sedule
+expect "an unknown class is named" says 'found "sedule"'
+run 0 --data "$work/text.txt" --out "$work/longer" "${small[@]}" --steps 51 --seed 5 --allow-change schedule,seed
+expect "the new seed is the one in use" grep -q '"seed": "5"' "$work/longer/step_00000051/training_state.json"
+run 0 --data "$work/other.txt" --out "$work/longer" "${small[@]}" --steps 52 --seed 5 --allow-change schedule,data
+rm -r "$work/longer/data"
+run 0 --data "$work/other.txt" --out "$work/longer" "${small[@]}" --steps 53 --seed 5 --allow-change schedule
+expect "token files made again with the run's tokenizer" says 'resuming from .*step 52 of 53'
+run 2 --data "$work/other.txt" --out "$work/longer" "${small[@]}" --steps 20 --seed 5 --allow-change schedule
+expect "a shorter run than what is done" says 'beyond the 20 steps'
+done_case
+
+test_case data_that_cannot_be_used
+head -c 300 "$work/text.txt" >"$work/short.txt"
+: >"$work/empty.txt"
+mkdir "$work/folder"; mkfifo "$work/pipe"
+run 3 --data "$work/empty.txt" --out "$work/q1" "${small[@]}"
+expect "empty" says 'the file is empty'
+run 3 --data "$work/folder" --out "$work/q1" "${small[@]}"
+expect "folder" says 'found a directory'
+run 3 --data "$work/pipe" --out "$work/q1" "${small[@]}"
+expect "pipe" says 'found a pipe'
+run 3 --data "$work/short.txt" --out "$work/q1" "${small[@]}"
+expect "short" says 'validation split of .*too short for one sample'
+run 0 --data "$work/text.txt" --out "$work/q1" "${small[@]}" --steps 1
+expect "a directory without checkpoints takes other text" test -d "$work/q1/step_00000001"
+head -c 8000 /dev/zero | tr '\0' '\377' >"$work/ids.bin" # headerless shard, each id 65535
+run 3 --data "$work/ids.bin" --out "$work/q2" "${small[@]}"
+expect "the very first batch has a bad id" says 'found token id 65535'
+head -c 7000 /dev/zero >"$work/ids.bin"; printf '\377\377%.0s' 1 2 3 >>"$work/ids.bin"; head -c 993 /dev/zero >>"$work/ids.bin"; printf '\0' >>"$work/ids.bin"
+run 3 --data "$work/ids.bin" --out "$work/q3" "${small[@]}" --steps 1000 --save-every 0 --log-every 100
+expect "what was trained before the bad id is saved" says 'step [0-9]+: saved'
+mkdir "$work/bare"; cp "$work/a/step_00000040/model.safetensors" "$work/a/step_00000040/config.json" "$work/bare"
+run 2 --data "$work/text.txt" --out "$work/q4" --init-from "$work/bare" --batch 4
+expect "no new tokenizer for old weights" says 'would not fit its weights'
 done_case
 
 test_case two_processes_do_not_share_a_run

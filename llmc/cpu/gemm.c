@@ -13,7 +13,11 @@ enum { KC = 256, A_FLOATS = 512 * 1024, GROUP_A = 8, GROUP_B = 4 };
 
 size_t cpu_gemm_scratch_bytes(void) { return sizeof(float) * (A_FLOATS + (size_t)cpu_threads() * GROUP_B * KC * NR); }
 
+#ifdef LLMC_OPENBLAS
+static bool use_blas = true;
+#else
 static bool use_blas;
+#endif
 bool cpu_gemm_uses_blas(void) { return use_blas; }
 bool cpu_gemm_use_blas(bool on) {
 #ifdef LLMC_OPENBLAS

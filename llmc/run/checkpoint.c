@@ -138,7 +138,7 @@ static bool config_check(const char *dir, const GPT2 *model, Error *e) {
     if (!import_config(dir, &found, e)) return false;
     return (found.V == c->V && found.L == c->L && found.H == c->H && found.C == c->C && found.T == c->T) ||
            fail(e, EXIT_USAGE, "%s: found a model of vocabulary %zu, layers %zu, heads %zu, channels %zu, sequence %zu; this run's is %zu, %zu, "
-                "%zu, %zu, %zu", dir, found.V, found.L, found.H, found.C, found.T, c->V, c->L, c->H, c->C, c->T);
+                "%zu, %zu, %zu; another shape cannot be continued, so give the former options, or a new --out", dir, found.V, found.L, found.H, found.C, found.T, c->V, c->L, c->H, c->C, c->T);
 }
 
 /* All checks that need the files open; the model is not touched before they pass. */

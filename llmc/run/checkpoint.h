@@ -17,6 +17,7 @@ typedef struct {
     uint64_t samples;         /* data position */
     uint64_t seed;
     Monitor monitor;
+    int64_t last_val_step;    /* when last_val_loss was measured; -1: not yet. A resumed run makes up for a validation that was cut off */
     double best_val_loss, last_val_loss;  /* NaN: none yet */
     double seconds;           /* training time so far */
 } TrainState;

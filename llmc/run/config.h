@@ -24,7 +24,7 @@ typedef struct {
     /* optimizer */
     double lr, final_lr, decay_fraction, weight_decay, beta1, beta2, eps, grad_clip, skip_loss_z, skip_norm_z;
     const char *lr_schedule;
-    int64_t warmup, seed, max_nonfinite;
+    int64_t warmup, seed, max_nonfinite, max_skipped;
     /* validation and samples */
     int64_t val_every, val_batches, sample_every, sample_tokens;
     /* generation */
@@ -41,6 +41,8 @@ extern const OptionTable config_table;
 /* Parses and checks; *e is EXIT_USAGE with one message. */
 bool config_parse(Config *c, int argc, char **argv, Error *e);
 void config_free(Config *c);
+/* Is the class ("data", "batch", ...) one of those that --allow-change names? */
+bool change_allowed(const Config *c, const char *class_name);
 
 #ifdef __cplusplus
 }

@@ -115,7 +115,7 @@ static bool read_batch(const Dataset *d, uint64_t first, size_t n, size_t B, siz
     return true;
 }
 
-bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, Evaluation *out, Error *e) {
+bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, bool (*stopped)(void), Evaluation *out, Error *e) {
     size_t B = acts->B, T = acts->T;
     CHECK(dataset->T == T && dataset->n_windows, "windows of %zu tokens, activations for %zu", dataset->T, T);
     uint64_t windows = dataset->n_windows;
@@ -123,8 +123,8 @@ bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batche
     int32_t *inputs = xmalloc(2 * B * T * sizeof *inputs), *targets = inputs + B * T;
     float *losses = xmalloc(B * T * sizeof *losses);
     double sum = 0;
-    bool ok = true;
-    for (uint64_t w = 0; ok && w < windows; w += B) {
+    bool ok = true, cut = false;
+    for (uint64_t w = 0; ok && w < windows && !(cut = stopped && stopped()); w += B) {
         size_t n = windows - w < B ? (size_t)(windows - w) : B;
         ok = read_batch(dataset, w, n, B, model->config.V, inputs, targets, e);
         if (!ok) break;
@@ -132,7 +132,8 @@ bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batche
         model->backend->download(model->backend, losses, acts->losses.p, n * T * sizeof *losses);
         for (size_t i = 0; i < n * T; i++) sum += losses[i];
     }
-    if (ok) *out = (Evaluation){.loss = sum / ((double)windows * (double)T), .tokens = windows * T};
+    if (cut) *out = (Evaluation){.loss = NAN};
+    else if (ok) *out = (Evaluation){.loss = sum / ((double)windows * (double)T), .tokens = windows * T};
     free(losses);
     free(inputs);
     return ok;

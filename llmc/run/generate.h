@@ -27,8 +27,9 @@ typedef struct {
     double loss;              /* mean nats per token */
     uint64_t tokens;
 } Evaluation;
-/* Mean loss over windows [0, n_batches*B) in file order (n_batches 0: all windows, the last batch may be partial). Summed in double in window order. */
-bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, Evaluation *out, Error *e);
+/* Mean loss over windows [0, n_batches*B) in file order (n_batches 0: all windows, the last batch may be partial). Summed in double in window order.
+ * stopped (may be NULL) is asked before each batch: true ends it, with out->tokens 0. */
+bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, bool (*stopped)(void), Evaluation *out, Error *e);
 #ifdef __cplusplus
 }
 #endif

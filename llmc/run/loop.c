@@ -6,14 +6,10 @@
 #include "log.h"
 #include "session.h"
 #include "../base/version.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 typedef struct {
     Session *session;
@@ -27,10 +23,12 @@ typedef struct {
     RunIdentity identity;
     FixedFact facts[24];
     MetricsLog metrics;
-    int lock_fd;
     int64_t saved_step;               /* of the newest checkpoint; -1: none */
+    bool unsaved;                     /* the state has changed since */
     double started;                   /* of this process's training */
-    int64_t first_step;
+    int64_t first_step;               /* where this process began, */
+    double step_seconds;              /* and how long its steps took together */
+    bool resumed;
     const int32_t *tokens, *targets;  /* the micro-batch handed to train_step */
     Error *e;                         /* where a failing micro-batch says why */
     bool data_failed;
@@ -40,6 +38,14 @@ static volatile sig_atomic_t stop_signal;
 static void on_signal(int number) {
     stop_signal = number;
     signal(number, SIG_DFL);          /* a second one leaves at once */
+}
+static bool stopped(void) { return stop_signal != 0; }
+
+/* Asked to stop, or the terminal went away: the step is finished and saved. What is ignored (nohup) stays ignored. */
+static void listen_to_signals(void) {
+    const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (signal(numbers[i], on_signal) == SIG_IGN) signal(numbers[i], SIG_IGN);
 }
 
 /* ---- what a resumed run must find unchanged ----------------------------------------------------------------------- */
@@ -74,22 +80,11 @@ static void collect_facts(Run *r) {
     add_fact(r, "optimizer", "weight-decay", xasprintf("%.17g", o->weight_decay));
     add_fact(r, "optimizer", "grad-clip", xasprintf("%.17g", o->grad_clip));
     add_fact(r, "optimizer", "skip z, loss and norm", xasprintf("%.17g, %.17g", o->skip_loss_z, o->skip_norm_z));
+    if (o->skip_loss_z > 0 || o->skip_norm_z > 0) add_fact(r, "optimizer", "max-skipped", xasprintf("%lld", (long long)o->max_skipped));
     add_fact(r, "seed", "seed", xasprintf("%lld", (long long)o->seed));
 }
 
 /* ---- start -------------------------------------------------------------------------------------------------------- */
-
-/* One process a run directory: two writers would mix their checkpoints. */
-static bool take_lock(Run *r, Error *e) {
-    if (!dir_create(r->options->out, e)) return false;
-    char *path = path_join(r->options->out, "lock");
-    r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    bool ok = r->lock_fd >= 0 || fail(e, EXIT_STORAGE, "%s: cannot create: %s; give a writable --out", path, strerror(errno));
-    if (ok && flock(r->lock_fd, LOCK_EX | LOCK_NB) != 0)
-        ok = fail(e, EXIT_USAGE, "%s is in use by another process; wait for it, stop it, or give another --out", r->options->out);
-    free(path);
-    return ok;
-}
 
 static bool create_all(Run *r, Error *e) {
     const Config *o = r->options;
@@ -104,6 +99,7 @@ static bool create_all(Run *r, Error *e) {
         !trainer_create(&r->trainer, &r->model, &r->acts, e))
         return false;
     session_print(s, be->memory, be->name, stdout);
+    if (o->sample_every && !s->tokenizer) printf("no samples will be printed: no tokenizer is known; give --tokenizer DIR\n");
     return true;
 }
 
@@ -117,15 +113,22 @@ static bool resume_or_begin(Run *r, Error *e) {
         return fail(e, EXIT_USAGE, "%s already holds a run (newest checkpoint %s) and --resume never was given; give a new --out, or --resume auto to continue", o->out, path);
     if (found) {
         if (!checkpoint_load(path, &r->model, &r->state, &r->identity, o->allow_change, e)) return false;
-        printf("resuming from %s: step %lld of %lld\n", path, (long long)r->state.step, (long long)r->session->schedule.steps);
+        printf("resuming from %s: step %lld of %lld%s\n", path, (long long)r->state.step, (long long)r->session->schedule.steps,
+               r->session->init_from ? "; the weights are its own, not those of --init-from" : "");
         r->saved_step = r->state.step;
+        r->state.seed = (uint64_t)o->seed;  /* another one only where --allow-change says so */
+        r->resumed = true;
     } else {
-        r->state = (TrainState){.seed = (uint64_t)o->seed, .best_val_loss = NAN, .last_val_loss = NAN};
+        r->state = (TrainState){.seed = (uint64_t)o->seed, .last_val_step = -1, .best_val_loss = NAN, .last_val_loss = NAN};
         if (!run_id_create(r->identity.run_id)) return fail(e, EXIT_STORAGE, "no random bytes for a run id from the system");
         if (!r->session->init_from) gpt2_init(&r->model, (uint64_t)o->seed);
         else if (!import_weights(r->session->init_from, &r->model, e)) return false;
         r->saved_step = -1;
+        r->unsaved = true;
     }
+    if (r->state.step > r->session->schedule.steps)
+        return fail(e, EXIT_USAGE, "%s is of step %lld, beyond the %lld steps asked for; raise --steps, --tokens or --epochs", path,
+                    (long long)r->state.step, (long long)r->session->schedule.steps);
     trainer_set_updates(&r->trainer, r->state.updates);
     return true;
 }
@@ -135,6 +138,9 @@ static bool open_loader(Run *r, Error *e) {
     uint64_t position = r->state.samples;
     if (position % s->samples_per_step)   /* only after an allowed change of the batch */
         position = (position / s->samples_per_step + 1) * s->samples_per_step;
+    if (position != r->state.samples)
+        printf("the new total batch begins at sample %llu; %llu samples of this epoch are passed over\n", (unsigned long long)position,
+               (unsigned long long)(position - r->state.samples));
     LoaderConfig config = {.dataset = &s->train, .V = s->shape.V, .seed = r->state.seed, .global_batch = s->samples_per_step,
                            .rank = 0, .world = 1, .B = (size_t)r->options->batch, .position = position};
     r->state.samples = position;
@@ -146,7 +152,7 @@ static bool open_metrics(Run *r, Error *e) {
     char *path = path_join(r->options->out, "metrics.jsonl"), *config = options_to_config(&config_table, r->options);
     char *config_path = path_join(r->options->out, "config.txt");
     Record record;
-    record_begin(&record, r->state.step ? "resume" : "start");
+    record_begin(&record, r->resumed ? "resume" : "start");
     record_string(&record, "run", r->identity.run_id);
     record_string(&record, "build", llmc_build_id());
     record_string(&record, "backend", r->backend->name);
@@ -167,19 +173,21 @@ static bool open_metrics(Run *r, Error *e) {
 
 static void next_micro_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
     Run *r = context;
-    (void)i;
     fault_point("micro", (int64_t)i);
-    if (!r->data_failed && !loader_next(r->loader, &r->tokens, &r->targets, r->e)) r->data_failed = true;
-    *tokens = r->tokens;              /* after a failure the last good ones: the step's result is thrown away */
+    if (i > 0 && !r->data_failed && !loader_next(r->loader, &r->tokens, &r->targets, r->e)) r->data_failed = true;
+    *tokens = r->tokens;              /* the first is there already; after a failure the last good ones: the step's result is thrown away */
     *targets = r->targets;
 }
 
 static bool validate(Run *r, Error *e) {
     Session *s = r->session;
-    if (!s->val.n_shards) return true;
+    if (!s->val.n_shards || r->state.last_val_step == r->state.step) return true;
     double begin = seconds_now();
     Evaluation v;
-    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, &v, e)) return false;
+    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, stopped, &v, e)) return false;
+    if (!v.tokens) return true;       /* asked to stop: the resumed run begins with this validation */
+    r->unsaved = true;
+    r->state.last_val_step = r->state.step;
     r->state.last_val_loss = v.loss;
     if (!(r->state.best_val_loss <= v.loss)) r->state.best_val_loss = v.loss;
     printf("step %lld: validation loss %.6f, perplexity %.2f (%llu tokens, %.1f s)\n", (long long)r->state.step, v.loss, exp(v.loss),
@@ -211,12 +219,13 @@ static bool sample(Run *r, Error *e) {
 }
 
 static bool save(Run *r, Error *e) {
-    if (r->saved_step == r->state.step) return true;
+    if (!r->unsaved) return true;
     double begin = seconds_now();
     r->state.seconds += begin - r->started;
     r->started = begin;
     if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return false;
     r->saved_step = r->state.step;
+    r->unsaved = false;
     printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
     return checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e);
 }
@@ -230,13 +239,14 @@ static const char *z_text(char out[16], double z) {
     return out;
 }
 
+/* seconds: of this step; the time left is estimated from all steps of this process. */
 static bool report_step(Run *r, const StepResult *result, double lr, double z_loss, double z_norm, double seconds, Error *e) {
     const Session *s = r->session;
     double rate = (double)(s->samples_per_step * s->T) / seconds;
     int64_t step = r->state.step, steps = s->schedule.steps;
     if (step % r->options->log_every == 0 || step == steps || result->skip) {
         char za[16], zb[16], left[32], tokens[32];
-        format_duration(left, seconds * (double)(steps - step));
+        format_duration(left, r->step_seconds / (double)(step - r->first_step) * (double)(steps - step));
         format_count(tokens, rate);
         printf("step %*lld/%lld | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms | %s tok/s | ETA %s%s%s\n", (int)snprintf(NULL, 0, "%lld", (long long)steps),
                (long long)step, (long long)steps, (double)result->loss, z_text(za, z_loss), (double)result->grad_norm, z_text(zb, z_norm), lr,
@@ -258,16 +268,25 @@ static bool report_step(Run *r, const StepResult *result, double lr, double z_lo
     return metrics_write(&r->metrics, &record, e);
 }
 
+/* The data cannot go on, but what was trained so far is whole. */
+static void save_before_leaving(Run *r) {
+    Error second = {0};
+    if (r->state.step > 0 && !save(r, &second)) error_print(&second);
+}
+
 static bool one_step(Run *r, Error *e) {
     const Config *o = r->options;
     const Session *s = r->session;
     Monitor *monitor = &r->state.monitor;
+    bool lifted = monitor_lifts_limits(monitor, o->max_skipped);
     StepParams p = {.lr = (float)schedule_lr(&s->schedule, r->state.step), .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
                     .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
-                    .loss_limit = monitor_limit(&monitor->loss, o->skip_loss_z), .norm_limit = monitor_limit(&monitor->norm, o->skip_norm_z),
+                    .loss_limit = monitor_limit(&monitor->loss, lifted ? 0 : o->skip_loss_z),
+                    .norm_limit = monitor_limit(&monitor->norm, lifted ? 0 : o->skip_norm_z),
                     .seed = r->state.seed, .step = r->state.step};
     double begin = seconds_now();
     fault_point("step", r->state.step);
+    if (!loader_next(r->loader, &r->tokens, &r->targets, e)) return save_before_leaving(r), false;
     StepResult result = train_step(&r->trainer, &p, s->n_micro, next_micro_batch, r);
     if (r->data_failed) return false;
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
@@ -275,10 +294,15 @@ static bool one_step(Run *r, Error *e) {
     r->state.step++;
     r->state.updates = result.updates;
     r->state.samples += s->samples_per_step;
-    if (!report_step(r, &result, (double)p.lr, z_loss, z_norm, seconds_now() - begin, e)) return false;
+    r->unsaved = true;
+    double seconds = seconds_now() - begin;
+    r->step_seconds += seconds;
+    if (!report_step(r, &result, (double)p.lr, z_loss, z_norm, seconds, e)) return false;
+    if (lifted && result.skip == SKIP_NONE)
+        printf("step %lld: applied without limits, as the %lld before it were skipped (--max-skipped)\n", (long long)r->state.step, (long long)o->max_skipped);
     if (monitor->nonfinite_in_row >= o->max_nonfinite)
         return fail(e, EXIT_NONFINITE, "%lld steps in a row had a non-finite loss or gradient norm, up to step %lld; their updates were skipped, so the weights are "
-                    "unharmed. The newest checkpoint is of step %lld; lower --lr, or look at the data",
+                    "unharmed. The newest checkpoint is of step %lld; lower --lr (with --allow-change schedule), or look at the data",
                     (long long)monitor->nonfinite_in_row, (long long)r->state.step, (long long)r->saved_step);
     return true;
 }
@@ -288,39 +312,42 @@ static bool due(int64_t every, int64_t step) { return every > 0 && step % every 
 
 static void end_trace(Run *r) {
     if (!r->trace) return;
-    r->model.backend = r->backend;
+    if (r->model.backend) r->model.backend = r->backend;
     r->trace->destroy(r->trace);
     r->trace = NULL;
     printf("trace written to %s\n", r->options->trace);
 }
 
-static int loop(Run *r, Error *e) {
+/* What is due after state.step steps: validation, sample, checkpoint. What a stop cut off, or a crash undid, the resumed run makes up for. */
+static bool between_steps(Run *r, bool last, Error *e) {
     const Config *o = r->options;
-    int64_t steps = r->session->schedule.steps;
-    if (r->state.step == 0 && o->val_every && !validate(r, e)) return e->code;
-    while (r->state.step < steps) {
-        if (!one_step(r, e)) return e->code;
+    int64_t step = r->state.step;
+    bool fresh = step > r->first_step;  /* else a resumed run would print its sample again */
+    if ((last || due(o->val_every, step)) && !validate(r, e)) return false;
+    if (fresh && o->sample_every && (last || due(o->sample_every, step)) && !stopped() && !sample(r, e)) return false;
+    return !(last || stopped() || (step > 0 && due(o->save_every, step))) || save(r, e);
+}
+
+static int loop(Run *r, Error *e) {
+    while (true) {
         int64_t step = r->state.step;
-        if (r->trace && step - r->first_step >= o->trace_steps) end_trace(r);
-        if (step < steps && due(o->val_every, step) && !validate(r, e)) return e->code;
-        if (step < steps && due(o->sample_every, step) && !sample(r, e)) return e->code;
-        bool stopping = stop_signal != 0;
-        if ((stopping || due(o->save_every, step)) && step < steps && !save(r, e)) return e->code;
-        if (stopping && step < steps) {
+        bool last = step >= r->session->schedule.steps;
+        if (!between_steps(r, last, e)) return e->code;
+        if (last && (!r->session->val.n_shards || r->state.last_val_step == step)) return EXIT_OK;
+        if (stopped() && save(r, e)) {
             printf("stopped by signal %d after step %lld, saved; the same command continues\n", (int)stop_signal, (long long)step);
             return EXIT_REQUEUE;
         }
+        if (e->code || !one_step(r, e)) return e->code;
+        if (r->trace && r->state.step - r->first_step >= r->options->trace_steps) end_trace(r);
     }
-    if (r->first_step == steps && r->saved_step == steps) return EXIT_OK;
-    if (!validate(r, e) || (o->sample_every && !sample(r, e)) || !save(r, e)) return e->code;
-    return EXIT_OK;
 }
 
 static void close_run(Run *r) {
     if (r->loader) loader_destroy(r->loader);
     if (r->metrics.fd >= 0) metrics_close(&r->metrics);
+    end_trace(r);
     if (r->model.backend) {
-        end_trace(r);
         if (r->trainer.state.p) trainer_destroy(&r->trainer);
         if (r->val_acts.blocks) gpt2_acts_destroy(&r->val_acts, &r->model);
         if (r->acts.blocks) gpt2_acts_destroy(&r->acts, &r->model);
@@ -328,19 +355,17 @@ static void close_run(Run *r) {
     }
     if (r->backend) r->backend->destroy(r->backend);
     for (size_t i = 0; i < r->identity.n_facts; i++) free((char *)r->facts[i].value);
-    if (r->lock_fd >= 0) close(r->lock_fd);
 }
 
 int run_train(Session *s) {
     Error error = {0}, *e = &error;
-    Run r = {.session = s, .options = s->options, .metrics = {-1}, .lock_fd = -1, .e = e,
+    Run r = {.session = s, .options = s->options, .metrics = {.fd = -1}, .e = e,
              .identity = {.tokenizer_dir = s->tokenizer_dir}};
     collect_facts(&r);
     int code = 0;
-    if (!take_lock(&r, e) || !create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
+    if (!create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
     if (!code) {
-        signal(SIGINT, on_signal);
-        signal(SIGTERM, on_signal);
+        listen_to_signals();
         r.first_step = r.state.step;
         r.started = seconds_now();
         code = loop(&r, e);

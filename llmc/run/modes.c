@@ -54,7 +54,7 @@ int run_eval(Session *s) {
     Evaluation v;
     if (open_model(s, &backend, &model, &acts, (size_t)s->options->batch, e)) {
         session_print(s, backend->memory, backend->name, stderr);
-        if (evaluate(&model, &acts, &s->val, (uint64_t)s->options->val_batches, &v, e)) print_evaluation(s, &v, e);
+        if (evaluate(&model, &acts, &s->val, (uint64_t)s->options->val_batches, NULL, &v, e)) print_evaluation(s, &v, e);
     }
     return close_model(backend, &model, &acts, e);
 }
@@ -110,7 +110,7 @@ int run_dry(Session *s) {
         /* ZeRO-1: a rank holds its slice of the moments and, where they are apart from the weights, of the master weights. */
         memory[MEM_OPTIMIZER] = (memory[MEM_OPTIMIZER] + world - 1) / world;
         memory[MEM_MASTER] = (memory[MEM_MASTER] + world - 1) / world;
-        printf("plan (nothing is allocated%s):\n", world > 1 ? "; memory is per rank, with ZeRO-1" : "");
+        printf("plan (nothing is allocated%s; scratch of the ops comes on top):\n", world > 1 ? "; memory is per rank, with ZeRO-1" : "");
         session_print(s, memory, o->device, stdout);
         if (world > 1) printf("  %-16s %zu\n", "ranks", world);
         if (val_acts.blocks) gpt2_acts_destroy(&val_acts, &model);

@@ -44,12 +44,19 @@ static void window_add(MonitorWindow *w, float value) {
     if (w->n < MONITOR_WINDOW) w->n++;
 }
 
+bool monitor_lifts_limits(const Monitor *m, int64_t max_in_row) { return m->spikes_in_row >= max_in_row; }
+
 void monitor_step(Monitor *m, float loss, float norm, int skip) {
     bool finite = isfinite(loss) && isfinite(norm) && skip != SKIP_NONFINITE;
     m->nonfinite_total += !finite;
     m->nonfinite_in_row = finite ? 0 : m->nonfinite_in_row + 1;
-    m->spikes_total += finite && skip != SKIP_NONE;
-    if (!finite || skip != SKIP_NONE) return;
+    if (!finite) return;
+    if (skip != SKIP_NONE) {
+        m->spikes_total++;
+        m->spikes_in_row++;
+        return;
+    }
+    m->spikes_in_row = 0;
     window_add(&m->loss, loss);
     window_add(&m->norm, norm);
 }

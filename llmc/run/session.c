@@ -2,8 +2,12 @@
 #include "session.h"
 #include "../base/io.h"
 #include "log.h"
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 Keep keep_by_name(const char *recompute) {
     return strcmp(recompute, "block") == 0 ? KEEP_RESIDUAL : strcmp(recompute, "gelu") == 0 ? KEEP_NO_GELU : KEEP_ALL;
@@ -63,13 +67,15 @@ static bool settle_vocabulary(Session *s, Error *e) {
     size_t has = s->tokenizer ? tokenizer_vocab_size(s->tokenizer) : 0, asked = (size_t)s->options->vocab_size;
     GPT2Config *c = &s->shape;
     if (s->init_from) {
-        if (has > c->V) return fail(e, EXIT_USAGE, "the tokenizer of %s has %zu tokens, the model only %zu; give the model's own with --tokenizer", s->tokenizer_dir, has, c->V);
+        if (has > c->V)
+            return fail(e, EXIT_USAGE, "the tokenizer of %s has %zu tokens, the model only %zu; give the model's own with --tokenizer", s->tokenizer_dir, has, c->V);
         return true;
     }
     if (has && asked && asked < has && s->options->tokenizer)
         return fail(e, EXIT_USAGE, "--vocab-size %zu is less than the %zu tokens of --tokenizer %s", asked, has, s->options->tokenizer);
     if (has) c->V = s->options->tokenizer && asked ? asked : has;
     else if (asked) c->V = asked;
+    else if (s->options->dry_run && data_is_text(s->options->data)) c->V = default_vocab_size(s->options->data);
     else {
         c->V = s->train.n_shards && s->train.shards[0].token_bytes == 4 ? 128256 : 50257;
         if (!s->options->dry_run || s->options->data)
@@ -78,38 +84,66 @@ static bool settle_vocabulary(Session *s, Error *e) {
     return gpt2_config_check(c, e);
 }
 
+/* Micro-batch and total batch; needs no data. */
+static bool settle_batch(Session *s, Error *e) {
+    const Config *o = s->options;
+    size_t T = s->T, B = (size_t)o->batch, unit = B * T * (size_t)o->processes, total = o->total_batch ? (size_t)o->total_batch : unit;
+    char ranks[40] = "";
+    if (o->processes > 1) snprintf(ranks, sizeof ranks, " x --processes %lld", (long long)o->processes);
+    if ((double)B * (double)T * (double)s->shape.C * (double)s->shape.L > 1e15)
+        return fail(e, EXIT_USAGE, "--batch %zu of %zu tokens needs more memory than any machine has for %zu layers of %zu channels; give a smaller --batch",
+                    B, T, s->shape.L, s->shape.C);
+    if (total < unit)
+        return fail(e, EXIT_USAGE, "--total-batch %zu tokens is less than one micro-batch, --batch %zu x --seq-len %zu%s = %zu; lower --batch or raise --total-batch",
+                    total, B, T, ranks, unit);
+    if (total % unit)
+        return fail(e, EXIT_USAGE, "--total-batch %zu tokens is not a multiple of --batch %zu x --seq-len %zu%s = %zu; nearest multiples are %zu and %zu",
+                    total, B, T, ranks, unit, total / unit * unit, (total / unit + 1) * unit);
+    s->samples_per_step = total / T;
+    s->n_micro = total / unit;
+    return true;
+}
+
 static bool settle_length(Session *s, Error *e) {
     const Config *o = s->options;
-    size_t T = s->T, B = (size_t)o->batch, total = o->total_batch ? (size_t)o->total_batch : B * T;
-    if (total % (B * T))
-        return fail(e, EXIT_USAGE, "--total-batch %zu tokens is not a multiple of --batch %zu x --seq-len %zu = %zu; nearest multiples are %zu and %zu",
-                    total, B, T, B * T, total / (B * T) * (B * T), (total / (B * T) + 1) * (B * T));
-    s->samples_per_step = total / T;
-    s->n_micro = s->samples_per_step / B;
-    size_t steps = o->steps ? (size_t)o->steps : 2000;
+    size_t total = s->samples_per_step * s->T, steps = o->steps ? (size_t)o->steps : 2000;
     if (o->tokens) steps = ((size_t)o->tokens + total - 1) / total;
     if (o->epochs && s->train.n_shards) steps = ((size_t)o->epochs * s->train.n_windows + s->samples_per_step - 1) / s->samples_per_step;
+    else if (o->epochs && o->dry_run)
+        return fail(e, EXIT_USAGE, "--epochs with --dry-run needs the number of tokens: give --data as token shards, or --steps or --tokens in place of --epochs");
     int64_t warmup = o->warmup >= 0 ? o->warmup : steps / 20 < 700 ? (int64_t)(steps / 20) : 700;
     s->schedule = (Schedule){.lr = o->lr, .final_fraction = o->final_lr, .warmup = warmup, .steps = (int64_t)steps, .decay_fraction = o->decay_fraction};
     return schedule_kind_by_name(&s->schedule.kind, o->lr_schedule, e);
 }
 
+/* One process a run directory: two writers would mix their token files and checkpoints. */
+static bool take_lock(Session *s, Error *e) {
+    const Config *o = s->options;
+    if (o->dry_run || o->eval_only || o->generate) return true;
+    if (!dir_create(o->out, e)) return fail_in(e, "--out %s", o->out);
+    char *path = path_join(o->out, "lock");
+    s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    bool ok = s->lock >= 0 || fail(e, EXIT_STORAGE, "%s: cannot create: %s; give a writable --out", path, strerror(errno));
+    if (ok && flock(s->lock, LOCK_EX | LOCK_NB) != 0)
+        ok = fail(e, EXIT_USAGE, "%s is in use by another process; wait for it, stop it, or give another --out", o->out);
+    free(path);
+    return ok;
+}
+
 bool session_open(Session *s, const Config *options, Error *e) {
-    *s = (Session){.options = options};
-    bool data = !options->generate && !(options->dry_run && (!options->data || !shard_is_tokens(options->data)));
-    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && (!data || prepare_data(s, e)) &&
-           settle_vocabulary(s, e) && settle_length(s, e);
+    *s = (Session){.options = options, .lock = -1};
+    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_batch(s, e) && take_lock(s, e) &&
+           (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e) && settle_length(s, e);
 }
 
 void session_close(Session *s) {
     if (s->train.n_shards) dataset_close(&s->train);
     if (s->val.n_shards) dataset_close(&s->val);
-    if (s->temporary) path_remove_tree(s->temporary, NULL);
     if (s->tokenizer) tokenizer_free(s->tokenizer);
     free(s->init_from);
     free(s->tokenizer_dir);
-    free(s->temporary);
-    *s = (Session){0};
+    if (s->lock >= 0) close(s->lock);
+    *s = (Session){.lock = -1};
 }
 
 static void row(FILE *out, const char *name, const char *value) { fprintf(out, "  %-16s %s\n", name, value); }

@@ -16,7 +16,7 @@ typedef struct {
     char *init_from;          /* options->init_from, a run directory replaced by its newest checkpoint; or NULL */
     Tokenizer *tokenizer;     /* NULL: unknown */
     char *tokenizer_dir;      /* where it was loaded from */
-    char *temporary;          /* folder to remove at the end, or NULL */
+    int lock;                 /* descriptor whose lock keeps other processes out of the run directory; -1: none */
     GPT2Config shape;
     size_t T;                 /* tokens per sample, at most shape.T */
     Dataset train, val;       /* n_shards 0: none */
@@ -41,6 +41,9 @@ int run_dry(Session *s);
 Keep keep_by_name(const char *recompute);
 /* Settles the data of a session: finds or makes token files (prepare.c). s->tokenizer is loaded or trained on the way. */
 bool prepare_data(Session *s, Error *e);
+bool data_is_text(const char *path);                  /* NULL: false */
+/* Vocabulary that suits a text file, by its size. */
+size_t default_vocab_size(const char *text_path);
 
 #ifdef __cplusplus
 }

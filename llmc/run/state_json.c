@@ -6,16 +6,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STATE_VERSION = 1 };
+enum { STATE_VERSION = 2 };
 
 /* ---- one list of fields drives writing and reading ---- */
 typedef enum { FIELD_I64, FIELD_U64, FIELD_U32, FIELD_F64, FIELD_WINDOW } FieldType;
 static const struct {
     const char *name;
     FieldType type;
+    int since;                /* format version that brought it; older files give 0 */
     size_t offset, bytes;
 } fields[] = {
-#define FIELD(member, type) {#member, type, offsetof(TrainState, member), sizeof((TrainState *)0)->member}
+#define FIELD_SINCE(version, member, type) {#member, type, version, offsetof(TrainState, member), sizeof((TrainState *)0)->member}
+#define FIELD(member, type) FIELD_SINCE(1, member, type)
     FIELD(step, FIELD_I64),
     FIELD(updates, FIELD_I64),
     FIELD(samples, FIELD_U64),
@@ -29,14 +31,17 @@ static const struct {
     FIELD(monitor.nonfinite_in_row, FIELD_I64),
     FIELD(monitor.nonfinite_total, FIELD_I64),
     FIELD(monitor.spikes_total, FIELD_I64),
+    FIELD_SINCE(2, monitor.spikes_in_row, FIELD_I64),
+    FIELD_SINCE(2, last_val_step, FIELD_I64),
     FIELD(best_val_loss, FIELD_F64),
     FIELD(last_val_loss, FIELD_F64),
     FIELD(seconds, FIELD_F64),
 #undef FIELD
+#undef FIELD_SINCE
 };
 enum {
     N_FIELDS = sizeof fields / sizeof *fields,
-    FIELD_BYTES = 9 * 8 + 2 * (MONITOR_WINDOW * 4 + 2 * 4) + 8 /* seconds is the tenth */
+    FIELD_BYTES = 12 * 8 + 2 * (MONITOR_WINDOW * 4 + 2 * 4)
 };
 _Static_assert(sizeof(TrainState) == FIELD_BYTES, "a field was added to TrainState or Monitor: list it above, or resume loses it");
 
@@ -137,7 +142,8 @@ static bool state_parse(const char *path, const json_t *root, TrainState *state,
     memset(state, 0, sizeof *state);
     snprintf(run_id, 33, "%s", run);
     for (int i = 0; i < N_FIELDS; i++)
-        if (!field_from_json(fields[i].type, json_object_get(values, fields[i].name), (char *)state + fields[i].offset))
+        if (version >= fields[i].since &&
+            !field_from_json(fields[i].type, json_object_get(values, fields[i].name), (char *)state + fields[i].offset))
             return fail(e, EXIT_DATA, "%s: field state.%s is missing or not of the expected type", path, fields[i].name);
     return (state->monitor.loss.n <= MONITOR_WINDOW && state->monitor.loss.next < MONITOR_WINDOW && state->monitor.norm.n <= MONITOR_WINDOW &&
             state->monitor.norm.next < MONITOR_WINDOW) ||
