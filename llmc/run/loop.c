@@ -211,7 +211,9 @@ static bool sample(Run *r, Error *e) {
     n = generate(&r->model, ids, n, most, end, &sampling, NULL, NULL, e);
     if (n) {
         char *text = tokenizer_decode(s->tokenizer, ids + 1, n - 1 - (n > 1 && ids[n - 1] == end), &bytes);
-        printf("--- sample at step %lld ---\n%s\n---\n", (long long)r->state.step, text);
+        printf("--- sample at step %lld ---\n", (long long)r->state.step);
+        fwrite(text, 1, bytes, stdout);  /* which may hold NUL */
+        printf("\n---\n");
         free(text);
     }
     free(ids);
