@@ -49,9 +49,9 @@ echo "one of them:"
 head -n 1 "$text/train.txt" | fold -s -w 100
 
 say "4. A tokenizer, and a GPT-2 (further runs of this script continue here)"
-train=(./train_gpt2 --data "$text/train.txt" --val "$text/val.txt" --vocab-size 2048 --out "$out"
-    --layers 3 --channels 128 --heads 4 --seq-len 256 --batch 4 --steps 1600 --lr 3e-3 --warmup 100
-    --val-every 400 --val-batches 20 --sample-every 200 --sample-tokens 100 --save-every 200 --log-every 20 ${arguments[@]+"${arguments[@]}"})
+train=(./train_gpt2 --data "$text/train.txt" --val "$text/val.txt" --vocab-size 1024 --out "$out"
+    --layers 3 --channels 128 --heads 4 --seq-len 192 --batch 4 --steps 2400 --lr 4e-3 --beta2 0.98 --warmup 150 --final-lr 0.05
+    --val-every 600 --val-batches 20 --sample-every 300 --sample-tokens 100 --save-every 300 --log-every 20 ${arguments[@]+"${arguments[@]}"})
 echo "+ ${train[*]}"
 "${train[@]}"
 

@@ -122,6 +122,18 @@ TEST(full_device) {
     free(large);
 }
 
+TEST(abandoning_a_device_leaves_it_there) {
+    char *path = in_work("device");
+    Error e = {0};
+    struct stat st;
+    EXPECT(symlink("/dev/null", path) == 0);
+    FileWriter *f = file_create(path, &e);
+    EXPECT(f && file_write(f, "x", 1, &e), "%s", e.text);
+    file_abandon(f);
+    EXPECT(lstat(path, &st) == 0, "the name of a device was removed");
+    free(path);
+}
+
 /* write(2) really is short here: the limit cuts a write in two and refuses the next one. */
 TEST(size_limit) {
     char *path = in_work("limited");
@@ -350,6 +362,7 @@ int main(int argc, char **argv) {
     RUN(abandon_removes);
     RUN(messages_name_path_and_cause);
     RUN(full_device);
+    RUN(abandoning_a_device_leaves_it_there);
     RUN(size_limit);
     RUN(reads_a_pipe);
     RUN(directories);

@@ -6,7 +6,7 @@ stories=$(realpath "${LLMC_TEST_BUILD:-build/test}")/stories
 [ -x "$stories" ] || { echo "FAILED $stories is not built"; echo "0 passed, 1 failed"; exit 1; }
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0
+passed=0 failed=0 skipped=0
 check() { # name, condition as a command
     local name=$1; shift
     if "$@"; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); echo "FAILED $name: $*"; fi
@@ -50,8 +50,10 @@ check missing_file exits 3 "nowhere.txt: could not open" "$stories" --score "$di
 check no_size exits 2 "how much text" "$stories" --out "$dir/x"
 check unknown_option exits 2 "--stories" "$stories" --storys 3
 check bad_directory exits 8 "no/such" "$stories" --stories 3 --out "$dir/no/such/file"
-"$stories" --stories 3000 >/dev/full 2>"$dir/log"; status=$?
-check full_disk test "$status" -eq 8 -a -n "$(grep -F "standard output: No space left" "$dir/log")"
+if [ -c /dev/full ]; then
+    "$stories" --stories 3000 >/dev/full 2>"$dir/log"; status=$?
+    check full_disk test "$status" -eq 8 -a -n "$(grep -F "standard output: No space left" "$dir/log")"
+else skipped=$((skipped + 1)); echo "skipped full_disk: no /dev/full here"; fi
 
 floor=$(awk -v n="$nats" 'BEGIN { print n / 20000 }')
 above=$(awk -v f="$floor" 'BEGIN { print f + 0.1 }') below=$(awk -v f="$floor" 'BEGIN { print 0.9 * f }')
@@ -61,5 +63,5 @@ check loss_below_the_floor_is_a_leak exits 3 "LEAK" "$stories" --score "$dir/val
 check loss_of_zero_is_a_leak exits 3 "LEAK" "$stories" --score "$dir/val.txt" --tokens 20000 --val-loss 0
 check loss_without_text exits 2 "--score" "$stories" --val-loss 1
 
-echo "$passed passed, $failed failed, 0 skipped"
+echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

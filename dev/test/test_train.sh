@@ -7,7 +7,7 @@ train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
 tokenize=$PWD/${LLMC_TEST_BUILD:-build/test}/tokenize
 work=$(mktemp -d "${TMPDIR:-/tmp}/llmc test.XXXXXX") # with a space in its path, on purpose
 trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=2
+export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 passed=0 failed=0 name=
 test_case() { name=$1; bad=0; }
 expect() { # description, command...
@@ -101,6 +101,38 @@ for _ in $(seq 100); do grep -q 'step   *[0-9]*/4000' "$work/log" && break; slee
 kill -TERM $child; wait $child; code=$?
 expect "exit 75, got $code" test "$code" -eq 75
 expect "says that it saved" says 'stopped by signal 15 after step [0-9]+, saved'
+done_case
+
+# A stop during a long validation is heard at once; the resumed run makes up for that validation.
+test_case P24_signal_during_validation
+for out in v1 v2; do
+    long=(--data "$work/text.txt" --out "$work/$out" --layers 2 --channels 64 --heads 2 --seq-len 64 --batch 4 --vocab-size 300 --val-fraction 0.3 --val-every 2 --steps 4)
+    if [ $out = v1 ]; then
+        "$train" "${long[@]}" >"$work/log" 2>&1 & child=$!
+        for _ in $(seq 1500); do grep -q "^  steps" "$work/log" && break; sleep 0.02; done
+        kill -TERM $child; wait $child; code=$?
+        expect "not only after it" test "$(grep -c "step 0: validation" "$work/log")" -eq 0
+        expect "stopped in the first validation (exit $code)" test "$code" -eq 75 -a -d "$work/v1/step_00000000"
+    fi
+    run 0 "${long[@]}"
+done
+validations() { sed -nE 's/.*"kind":"validation".*("step":.*)/\1/p' "$1/metrics.jsonl"; }
+expect "the same three validations" test "$(validations "$work/v1" | wc -l)" -eq 3 -a "$(validations "$work/v1")" = "$(validations "$work/v2")"
+expect "same tensors" test "$(tensor_hash "$work/v1/step_00000004")" = "$(tensor_hash "$work/v2/step_00000004")"
+done_case
+
+test_case P16_skipped_steps_survive_a_resume
+skipping() { run "$1" --data "$work/text.txt" --out "$2" --layers 1 --channels 16 --heads 2 --seq-len 16 --batch 1 --vocab-size 300 --steps 260 \
+    --val-every 0 --save-every 20 --lr 0 --skip-loss-z 0.3 --max-skipped 2 --log-every 1; }
+skipping 0 "$work/z1"
+expect "skipped" says 'update skipped: loss above its window'
+expect "applied after two in a row" says 'applied without limits'
+LLMC_FAULT=kill@step=151 skipping 137 "$work/z2" 2>/dev/null
+LLMC_FAULT=kill@step=207 skipping 137 "$work/z2" 2>/dev/null
+skipping 0 "$work/z2"
+skips() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),"loss_z":([^,]*),.*"skipped":(.*)/\1 \2 \3 \4/p' "$1/metrics.jsonl" | sort -nu; }
+expect "the same steps are skipped" cmp -s <(skips "$work/z1") <(skips "$work/z2")
+expect "never three in a row" awk '{ n = /window/ ? n + 1 : 0; if (n > 2) exit 1 }' <(skips "$work/z1")
 done_case
 
 test_case P6_used_directory_is_refused_or_resumed
@@ -201,6 +233,12 @@ done_case
 test_case trace_and_dry_run
 run 0 --data "$work/text.txt" --out "$work/t" "${small[@]}" --steps 3 --val-every 0 --trace "$work/trace.json"
 for op in linear_forward attention_backward adamw; do expect "the trace holds $op" grep -q "\"$op\"" "$work/trace.json"; done
+memory_of() { grep -E '^  memory .*(weights|gradients|optimizer|activations)$' "$work/log"; }
+planned=$(memory_of)
+run 0 --dry-run --data "$work/text.txt" "${small[@]}" --steps 3
+expect "the plan's memory is the run's" test -n "$planned" -a "$(memory_of)" = "$planned"
+run 2 --dry-run --model gpt2 --processes 64 --batch 16 --total-batch 32768
+expect "ranks count in the total batch" says 'processes 64 = 1048576'
 run 0 --dry-run --model gpt2-xl --batch 16 --total-batch 1048576 --processes 64 --tokens 32G
 expect "parameters" says '1557611200'
 expect "FLOPs" says '9817977600'

@@ -248,7 +248,8 @@ bool file_commit(FileWriter *f, uint64_t *size, char hash[33], Error *e) {
 
 void file_abandon(FileWriter *f) {
     if (!f) return;
-    sys_unlink(f->path);
+    struct stat st;
+    if (fstat(f->fd, &st) == 0 && S_ISREG(st.st_mode)) sys_unlink(f->path); /* never a device that was given as a file */
     writer_free(f);
 }
 

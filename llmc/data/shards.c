@@ -376,6 +376,11 @@ static bool flush(ShardWriter *w, Error *e) {
 }
 
 ShardWriter *shard_create(const char *path, size_t V, Error *e) {
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {  /* the finished shard takes the place of what stands there */
+        fail(e, EXIT_STORAGE, "%s: found a directory or device, expected the name of a file to write; choose another name", path);
+        return NULL;
+    }
     ShardWriter *w = xcalloc(1, sizeof *w);
     w->path = xstrdup(path);
     w->temporary = xasprintf("%s.tmp", path);

@@ -59,9 +59,9 @@ static const Option options[] = {
     {"generate", OPT_BOOL, AT(generate), NULL, 0, 0, NULL, "Generation", NULL, "do not train: write text with the model of --init-from"},
     {"prompt", OPT_STRING, AT(prompt), NULL, 0, 0, NULL, "Generation", "TEXT", "text to continue; without it, a new document"},
     {"max-tokens", OPT_INT, AT(max_tokens), "256", 1, 1e8, NULL, "Generation", "N", "stop after N tokens, or before at the end of the document"},
-    {"temperature", OPT_FLOAT, AT(temperature), "1", 0, 100, NULL, "Generation", "X", "below 1: likelier tokens more often; 0: always the likeliest (also for --sample-every)"},
-    {"top-k", OPT_INT, AT(top_k), "0", 0, 1 << 24, NULL, "Generation", "K", "choose among the K likeliest tokens; 0: among all (also for --sample-every)"},
-    {"top-p", OPT_FLOAT, AT(top_p), "1", 0, 1, NULL, "Generation", "P", "choose among the fewest likeliest tokens that together have probability P (also for --sample-every)"},
+    {"temperature", OPT_FLOAT, AT(temperature), "1", 0, 100, NULL, "Generation", "X", "below 1: likelier tokens more often; 0: always the likeliest; this, --top-k and --top-p count for --sample-every too"},
+    {"top-k", OPT_INT, AT(top_k), "0", 0, 1 << 24, NULL, "Generation", "K", "choose among the K likeliest tokens; 0: among all"},
+    {"top-p", OPT_FLOAT, AT(top_p), "1", 0, 1, NULL, "Generation", "P", "choose among the fewest likeliest tokens that together have probability P"},
 
     {"device", OPT_CHOICE, AT(device), "cpu", 0, 0, "cpu|cuda", "Machine", "NAME", "where to compute; this build has cpu"},
     {"dtype", OPT_CHOICE, AT(dtype), "fp32", 0, 0, "fp32|bf16", "Machine", "NAME", "number format of weights and activations; the cpu has fp32"},

@@ -38,7 +38,7 @@ typedef struct {
 
 extern const OptionTable config_table;
 
-/* Parses and checks; *e is EXIT_USAGE with one message. */
+/* Parses and checks; *e is EXIT_USAGE with one message, and nothing is left to free. */
 bool config_parse(Config *c, int argc, char **argv, Error *e);
 void config_free(Config *c);
 /* Is the class ("data", "batch", ...) one of those that --allow-change names? */

@@ -211,7 +211,9 @@ static bool sample(Run *r, Error *e) {
     n = generate(&r->model, ids, n, most, end, &sampling, NULL, NULL, e);
     if (n) {
         char *text = tokenizer_decode(s->tokenizer, ids + 1, n - 1 - (n > 1 && ids[n - 1] == end), &bytes);
-        printf("--- sample at step %lld ---\n%s\n---\n", (long long)r->state.step, text);
+        printf("--- sample at step %lld ---\n", (long long)r->state.step);
+        fwrite(text, 1, bytes, stdout);  /* which may hold NUL */
+        printf("\n---\n");
         free(text);
     }
     free(ids);
@@ -363,9 +365,9 @@ int run_train(Session *s) {
              .identity = {.tokenizer_dir = s->tokenizer_dir}};
     collect_facts(&r);
     int code = 0;
+    listen_to_signals();
     if (!create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
     if (!code) {
-        listen_to_signals();
         r.first_step = r.state.step;
         r.started = seconds_now();
         code = loop(&r, e);

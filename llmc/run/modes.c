@@ -101,7 +101,7 @@ int run_dry(Session *s) {
     Backend *backend = null_backend_create();
     GPT2 model;
     Acts acts, val_acts = {0};
-    bool val = s->val.n_shards > 0 || !o->data || o->val;
+    bool val = s->val.n_shards > 0 || !o->data || data_is_text(o->data) || o->val;
     if (!gpt2_create(&model, backend, &s->shape, true, e)) return error_print(e);
     if (gpt2_acts_create(&acts, &model, (size_t)o->batch, s->T, keep_by_name(o->recompute), true, e) &&
         (!val || gpt2_acts_create(&val_acts, &model, (size_t)o->batch, s->T, KEEP_NONE, false, e))) {

@@ -62,7 +62,7 @@ static bool settle_shape(Session *s, Error *e) {
     return gpt2_config_check(&trial, e);
 }
 
-/* The vocabulary, once a tokenizer is known or is known not to be. */
+/* The vocabulary, once a tokenizer is known (before any text is tokenized, where it is given) or is known not to be. */
 static bool settle_vocabulary(Session *s, Error *e) {
     size_t has = s->tokenizer ? tokenizer_vocab_size(s->tokenizer) : 0, asked = (size_t)s->options->vocab_size;
     GPT2Config *c = &s->shape;
@@ -132,7 +132,8 @@ static bool take_lock(Session *s, Error *e) {
 
 bool session_open(Session *s, const Config *options, Error *e) {
     *s = (Session){.options = options, .lock = -1};
-    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_batch(s, e) && take_lock(s, e) &&
+    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_batch(s, e) &&
+           (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) &&
            (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e) && settle_length(s, e);
 }
 
