@@ -3,6 +3,7 @@
  * Optimizer state: entry m.NAME / v.NAME is a flat piece of that tensor as held in memory, (out, in), without padding; the metadata entry
  * range.NAME = "begin end" says which elements. A process of many writes its pieces, and any number of processes reads them back. */
 #include "checkpoint_private.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,7 +109,7 @@ bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error
     size_t n = model->layout.n_tensors;
     StTensor *tensors = xcalloc(2 * n, sizeof *tensors);
     for (size_t i = 0; i < 2 * n; i++) {
-        const ParamTensor *t = &model->layout.tensors[i % n];
+        const ParamTensor *t = &model->layout.tensors[i % n]; /* NOLINT(clang-analyzer-core.DivideZero): i < 2 n */
         size_t elements = t->file_rows * t->cols;
         tensors[i] = (StTensor){.name = xasprintf("%c.%s", i < n ? 'm' : 'v', t->name), .dtype_name = "F32", .n_dims = 1,
                                 .shape = {elements}, .begin = i ? tensors[i - 1].end : 0};
@@ -124,6 +125,17 @@ bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error
 
 /* ---- reading optimizer state ---- */
 
+/* "BEGIN END", in elements. */
+static bool range_from_text(const char *text, size_t *begin, size_t *end) {
+    char *after;
+    if (!text || text[strspn(text, "0123456789 ")]) return false;
+    errno = 0;
+    *begin = strtoull(text, &after, 10);
+    if (*after != ' ') return false;
+    *end = strtoull(after + 1, &after, 10);
+    return !*after && !errno && *begin <= *end;
+}
+
 /* The piece of tensor `name` in a file: m and v entries and the range that both cover. False: malformed. *moment NULL: not there. */
 static bool piece_find(const OptimizerSet *set, size_t file, const ParamTensor *t, const StTensor *moment[2], size_t *begin, size_t *end) {
     char key[64];
@@ -134,10 +146,9 @@ static bool piece_find(const OptimizerSet *set, size_t file, const ParamTensor *
     snprintf(key, sizeof key, "range.%s", t->name);
     const char *range = json_string_value(json_object_get(set->metadata[file], key));
     if (!moment[0] && !moment[1]) return true;
-    int used = 0;
-    if (!moment[0] || !moment[1] || !range || sscanf(range, "%zu %zu%n", begin, end, &used) != 2 || range[used] || *begin > *end) return false;
+    if (!moment[0] || !moment[1] || !range_from_text(range, begin, end)) return false;
     for (int k = 0; k < 2; k++)
-        if (moment[k]->dtype != ST_F32 || moment[k]->end - moment[k]->begin != (*end - *begin) * sizeof(float)) return false;
+        if (moment[k]->dtype != ST_F32 || (moment[k]->end - moment[k]->begin) / sizeof(float) != *end - *begin) return false;
     return true;
 }
 
@@ -161,6 +172,7 @@ static bool pieces_check(const OptimizerSet *set, const char *dir, const ParamTe
 }
 
 bool optimizer_open(OptimizerSet *set, const char *dir, const Manifest *m, const GPT2 *model, Error *e) {
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): metadata is an array of pointers */
     *set = (OptimizerSet){.files = xcalloc(m->n, sizeof *set->files), .metadata = xcalloc(m->n, sizeof *set->metadata)};
     size_t entries = 0, used = 0;
     bool ok = true;

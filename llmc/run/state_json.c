@@ -1,6 +1,7 @@
 /* training_state.json: TrainState and the run's facts, exactly. Numbers have 17 significant digits; NaN is null, infinities are
  * "inf" and "-inf", unsigned 64-bit integers are strings (JSON integers of common readers are signed). */
 #include "checkpoint_private.h"
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -72,8 +73,10 @@ static json_t *field_to_json(FieldType type, const void *at) {
 
 static bool u64_from_json(const json_t *value, uint64_t *x) {
     const char *text = json_string_value(value);
-    int used = 0;
-    return text && sscanf(text, "%" SCNu64 "%n", x, &used) == 1 && !text[used] && text[0] != '-';
+    if (!text || !*text || text[strspn(text, "0123456789")]) return false;
+    errno = 0;
+    *x = strtoull(text, NULL, 10);
+    return errno == 0;
 }
 
 static bool window_from_json(const json_t *value, float *values) {
@@ -106,7 +109,7 @@ static json_t *fact_text(const char *value) {
     json_t *text = json_string(value);
     if (text) return text;
     char *hex = xmalloc(2 * strlen(value) + 5);
-    strcpy(hex, "hex:");
+    memcpy(hex, "hex:", 5);
     for (size_t i = 0; value[i]; i++) snprintf(hex + 4 + 2 * i, 3, "%02x", (unsigned char)value[i]);
     text = json_string(hex);
     free(hex);
