@@ -469,6 +469,33 @@ TEST(P11_optimizer_state_in_pieces) {
     free(dir), free(run);
 }
 
+/* The position in the data is text of 64 bits in training_state.json: what is no such number is refused, never cut. */
+TEST(a_position_that_is_no_number_of_64_bits_is_refused) {
+    char *run = run_with("position", (int64_t[]){10}, 1), *dir = step_dir(run, 10), *path = path_join(dir, "training_state.json"), run_id[33];
+    const char *bad[] = {"18446744073709551616", "99999999999999999999999", "-1", "+1", " 1", "1 ", "0x10", "1.5", ""};
+    TrainState state;
+    json_t *json = NULL;
+    Error e = {0};
+    EXPECT(state_read(dir, &json, &state, run_id, &e), "%s", e.text);
+    json_decref(json);
+    for (size_t i = 0; i <= sizeof bad / sizeof *bad; i++) {
+        const char *value = i ? bad[i - 1] : "18446744073709551615";
+        size_t n;
+        char *text = file_read(path, &n, &e), *at = strstr(text, "\"samples\":");
+        EXPECT(at != NULL);
+        if (!at) { free(text); break; }
+        char *rest = strchr(strchr(at, ':'), '"') + 1;
+        rest = strchr(rest, '"');
+        char *changed = xasprintf("%.*s\"samples\":\"%s%s", (int)(at - text), text, value, rest);
+        bool ok = file_replace(path, changed, strlen(changed), &e) && state_read(dir, &json, &state, run_id, &e);
+        EXPECT(ok == (i == 0), "\"%s\": %s", value, ok ? "taken" : e.text);
+        if (ok) json_decref(json);
+        if (i == 0) EXPECT(state.samples == UINT64_MAX);
+        free(changed), free(text);
+    }
+    free(path), free(dir), free(run);
+}
+
 TEST(a_checkpoint_of_a_newer_version_says_so) {
     char *run = run_with("newer", (int64_t[]){10}, 1), *dir = step_dir(run, 10), *path = path_join(dir, "manifest.json"), hash[33];
     size_t n;
@@ -530,6 +557,7 @@ int main(int argc, char **argv) {
     RUN(P12_another_shape_cannot_be_allowed);
     RUN(P13_every_field_comes_back);
     RUN(P14_version_1_loads);
+    RUN(a_position_that_is_no_number_of_64_bits_is_refused);
     RUN(a_checkpoint_of_a_newer_version_says_so);
     return fixture_end();
 }
