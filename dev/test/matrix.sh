@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything with each compiler, with and without OpenBLAS and OpenMP, without a warning, and runs the tests that depend on it;
-# then without -march=native in a clone whose path holds spaces, called from another directory.
-# matrix.sh --pairs: fewer, such that every two settings still meet (gcc with OpenBLAS and OpenMP is the suite itself, and the clone).
+# then without -march=native in a copy whose path holds spaces, called from another directory.
+# matrix.sh --pairs: fewer, such that every two settings still meet (gcc with OpenBLAS and OpenMP is the suite itself, and the copy).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 unset MAKEFLAGS MFLAGS LLMC_TEST_BUILD
@@ -39,14 +39,14 @@ for cc in gcc clang; do
     done
 done
 
-clone="$work/a path with  spaces/llmc's clone"
-mkdir -p "$clone"
-git ls-files -z | xargs -0 cp -a --parents -t "$clone"
+copy="$work/a path with  spaces/llmc's copy"
+mkdir -p "$copy"
+git ls-files -z | xargs -0 cp -a --parents -t "$copy"
 unset LLMC_TEST_BUILD
 cd / || exit 1
-combination "path with spaces, another current directory, no -march" make -C "$clone" --no-print-directory test \
+combination "path with spaces, another current directory, no -march" make -C "$copy" --no-print-directory test \
     TESTS_RUN="${tests[*]} test_train.sh test_tokenizer.sh test_stories.sh" OPT='-O3 -Werror'
-combination "the programs there" bash -c "make -C \"\$1\" -j2 && cd \"\$1\" && ./train_gpt2 --version && ./tokenize --help >/dev/null && ./stories --stories 2 && echo '1 passed, 0 failed'" - "$clone"
+combination "the programs there" bash -c "make -C \"\$1\" -j2 && cd \"\$1\" && ./train_gpt2 --version && ./tokenize --help >/dev/null && ./stories --stories 2 && echo '1 passed, 0 failed'" - "$copy"
 
 echo "skipped: $skipped"
 echo "$passed passed, $failed failed"
