@@ -94,6 +94,26 @@ expect "same last loss" test "$(losses "$work/k" | tail -1)" = "$(losses "$work/
 expect "every metrics line is whole" test "$(grep -vcE '^\{"kind":.*\}$' "$work/k/metrics.jsonl")" -le 12
 done_case
 
+# Two uneven shards so small that an epoch is a few steps: the kills fall on both sides of shard and epoch ends, and inside warm-up.
+test_case P8_across_shard_and_epoch_ends
+head -n 40 "$work/text.txt" >"$work/e0.txt"; tail -n 70 "$work/text.txt" >"$work/e1.txt"
+for i in 0 1; do "$tokenize" encode --tokenizer "$work/a/data/tokenizer" --out "$work/epoch_$i.bin" "$work/e$i.txt" >"$work/log" 2>&1 || bad=1; done
+epochs=(--data "$work/epoch_*.bin" --tokenizer "$work/a/data/tokenizer" --layers 2 --channels 32 --heads 2 --seq-len 32 --batch 4 --total-batch 256 --epochs 5
+    --warmup 6 --save-every 2 --val-every 0 --lr 3e-3)
+run 0 "${epochs[@]}" --out "$work/eu"
+steps=$(sed -nE 's/^done: ([0-9]+) steps.*/\1/p' "$work/log")
+expect "several steps an epoch, and not a whole number of them ($steps steps)" test "${steps:-0}" -gt 15
+exec 3>&2 2>/dev/null
+for ((k = 1; k < ${steps:-0}; k += 2)); do
+    LLMC_FAULT="kill@step=$k" "$train" "${epochs[@]}" --out "$work/ek" >"$work/log" 2>&1
+    expect "killed at step $k" test $? -eq 137
+done
+exec 2>&3
+run 0 "${epochs[@]}" --out "$work/ek"
+last=$(printf 'step_%08d' "${steps:-0}")
+expect "same tensors as the uninterrupted run" test "$(tensor_hash "$work/ek/$last")" = "$(tensor_hash "$work/eu/$last")"
+done_case
+
 test_case signal_saves_and_exits_75
 "$train" --data "$work/text.txt" --out "$work/s" "${small[@]}" --steps 4000 --val-every 0 >"$work/log" 2>&1 &
 child=$!
@@ -180,7 +200,7 @@ expect "a directory without checkpoints takes other text" test -d "$work/q1/step
 head -c 8000 /dev/zero | tr '\0' '\377' >"$work/ids.bin" # headerless shard, each id 65535
 run 3 --data "$work/ids.bin" --out "$work/q2" "${small[@]}"
 expect "the very first batch has a bad id" says 'found token id 65535'
-head -c 7000 /dev/zero >"$work/ids.bin"; printf '\377\377%.0s' 1 2 3 >>"$work/ids.bin"; head -c 993 /dev/zero >>"$work/ids.bin"; printf '\0' >>"$work/ids.bin"
+{ head -c 7000 /dev/zero; printf '\377\377%.0s' 1 2 3; head -c 993 /dev/zero; printf '\0'; } >"$work/ids.bin"
 run 3 --data "$work/ids.bin" --out "$work/q3" "${small[@]}" --steps 1000 --save-every 0 --log-every 100
 expect "what was trained before the bad id is saved" says 'step [0-9]+: saved'
 mkdir "$work/bare"; cp "$work/a/step_00000040/model.safetensors" "$work/a/step_00000040/config.json" "$work/bare"
