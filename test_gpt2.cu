@@ -207,11 +207,12 @@ typedef struct {
     const Tiny *t;
     size_t s;
 } StepData;
-static void next_micro(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+static bool next_micro(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
     const StepData *d = (const StepData *)context;
     size_t first = i * d->t->acts.B * T;
     *tokens = d->t->train_in[d->s] + first;
     *targets = d->t->train_out[d->s] + first;
+    return true;
 }
 
 /* Optimizer step s on the golden's data of step `data`. */

@@ -59,7 +59,7 @@ StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro
     be->fill_zero(be, model->grads.p, model->layout.n_elements * sizeof(float));
     for (size_t i = 0; i < n_micro; i++) {
         const int32_t *tokens, *targets;
-        next(context, i, &tokens, &targets);
+        if (!next(context, i, &tokens, &targets)) return (StepResult){.given_up = true};
         gpt2_forward_backward(model, acts, tokens, targets, scale);
         be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = rows});
     }

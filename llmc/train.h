@@ -19,6 +19,7 @@ typedef struct {
     float loss, grad_norm;
     int skip;                      /* SKIP_ value */
     int64_t updates;               /* applied so far */
+    bool given_up;                 /* a micro-batch was not to be had: no weight, moment or count has changed; the rest is 0 */
 } StepResult;
 
 typedef struct {
@@ -31,8 +32,8 @@ bool trainer_create(Trainer *trainer, GPT2 *model, Acts *acts, Error *e);
 void trainer_destroy(Trainer *trainer);
 void trainer_set_updates(Trainer *trainer, int64_t updates);  /* when resuming */
 
-/* Gives micro-batch i of the step: (B, T) tokens and targets, valid until the next call. */
-typedef void (*MicroBatchFn)(void *context, size_t i, const int32_t **tokens, const int32_t **targets);
+/* Gives micro-batch i of the step: (B, T) tokens and targets, valid until the next call. False: there is none; the step is given up. */
+typedef bool (*MicroBatchFn)(void *context, size_t i, const int32_t **tokens, const int32_t **targets);
 
 /* n_micro micro-batches of acts->B x acts->T. All gradients, m, v, master and params follow the contract of ops.h; a skipped
  * step leaves weights and moments bit for bit as they were. */

@@ -69,10 +69,11 @@ static int32_t *random_tokens(size_t n, size_t V) {
     return ids;
 }
 
-static void next_micro(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+static bool next_micro(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
     (void)i;
     *tokens = context;
     *targets = *tokens + 1;
+    return true;
 }
 
 static double cpu_seconds(void) {

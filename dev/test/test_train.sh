@@ -203,6 +203,8 @@ expect "the very first batch has a bad id" says 'found token id 65535'
 { head -c 7000 /dev/zero; printf '\377\377%.0s' 1 2 3; head -c 993 /dev/zero; printf '\0'; } >"$work/ids.bin"
 run 3 --data "$work/ids.bin" --out "$work/q3" "${small[@]}" --steps 1000 --save-every 0 --log-every 100
 expect "what was trained before the bad id is saved" says 'step [0-9]+: saved'
+run 3 --data "$work/ids.bin" --out "$work/q5" "${small[@]}" --steps 1000 --save-every 0 --log-every 100 --total-batch 1024
+expect "also when the bad id is in a later micro-batch of a step" says 'step [0-9]+: saved'
 mkdir "$work/bare"; cp "$work/a/step_00000040/model.safetensors" "$work/a/step_00000040/config.json" "$work/bare"
 run 2 --data "$work/text.txt" --out "$work/q4" --init-from "$work/bare" --batch 4
 expect "no new tokenizer for old weights" says 'would not fit its weights'

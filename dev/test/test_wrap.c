@@ -430,11 +430,12 @@ TEST(tee_keeps_saved_apart) {
 
 /* ---- a whole training step through wrappers: operands are then parts of larger buffers ------------------------------------ */
 
-static void next_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+static bool next_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
     static const int32_t ids[2][17] = {{1, 5, 3, 0, 7, 7, 2, 9, 4, 1, 1, 8, 6, 3, 2, 5, 0}, {4, 2, 9, 9, 1, 0, 3, 8, 6, 5, 7, 2, 2, 1, 4, 0, 3}};
     (void)context;
     *tokens = ids[i];
     *targets = ids[i] + 1;
+    return true;
 }
 
 static StepResult train_two_steps(Backend *b, Keep keep) {

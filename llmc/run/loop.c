@@ -29,9 +29,7 @@ typedef struct {
     int64_t first_step;               /* where this process began, */
     double step_seconds;              /* and how long its steps took together */
     bool resumed;
-    const int32_t *tokens, *targets;  /* the micro-batch handed to train_step */
     Error *e;                         /* where a failing micro-batch says why */
-    bool data_failed;
 } Run;
 
 static volatile sig_atomic_t stop_signal;
@@ -171,12 +169,10 @@ static bool open_metrics(Run *r, Error *e) {
 
 /* ---- a step ------------------------------------------------------------------------------------------------------- */
 
-static void next_micro_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
+static bool next_micro_batch(void *context, size_t i, const int32_t **tokens, const int32_t **targets) {
     Run *r = context;
     fault_point("micro", (int64_t)i);
-    if (i > 0 && !r->data_failed && !loader_next(r->loader, &r->tokens, &r->targets, r->e)) r->data_failed = true;
-    *tokens = r->tokens;              /* the first is there already; after a failure the last good ones: the step's result is thrown away */
-    *targets = r->targets;
+    return loader_next(r->loader, tokens, targets, r->e);
 }
 
 static bool validate(Run *r, Error *e) {
@@ -288,9 +284,8 @@ static bool one_step(Run *r, Error *e) {
                     .seed = r->state.seed, .step = r->state.step};
     double begin = seconds_now();
     fault_point("step", r->state.step);
-    if (!loader_next(r->loader, &r->tokens, &r->targets, e)) return save_before_leaving(r), false;
     StepResult result = train_step(&r->trainer, &p, s->n_micro, next_micro_batch, r);
-    if (r->data_failed) return false;
+    if (result.given_up) return save_before_leaving(r), false;
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
     monitor_step(monitor, result.loss, result.grad_norm, result.skip);
     r->state.step++;
