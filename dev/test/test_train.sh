@@ -164,6 +164,7 @@ test_case P12_changes_are_refused_unless_allowed
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 50
 expect "names class and values" says 'steps.*40.*50|schedule'
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --layers 3
+expect "another shape is not offered" says 'another shape cannot be continued'
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --seed 5
 run 2 --data "$work/text.txt" --out "$work/a" "${small[@]}" --steps 40 --total-batch 256
 (cat "$work/text.txt"; echo changed) >"$work/other.txt"

@@ -223,8 +223,12 @@ bool facts_compare(const char *dir, const json_t *root, const RunIdentity *id, c
         if (!present && name && class_name) difference_add(&d, class_name, name, facts_find(root, name), NULL);
     }
     if (!d.text) return true;
-    fail(e, EXIT_USAGE, "the run in %s was made with other settings; restore them, choose another --out, or accept the change with "
-         "--allow-change %s:%s", dir, d.classes, d.text);
+    if (list_has(d.classes, "shape"))
+        fail(e, EXIT_USAGE, "the run in %s was made with other settings; restore them, or choose another --out: another shape cannot be continued:%s",
+             dir, d.text);
+    else
+        fail(e, EXIT_USAGE, "the run in %s was made with other settings; restore them, choose another --out, or accept the change with "
+             "--allow-change %s:%s", dir, d.classes, d.text);
     free(d.classes);
     free(d.text);
     return false;
