@@ -46,8 +46,6 @@ TEST(every_kind_of_value) {
     record_string(&r, "text", "a \"b\" \\ / \n\t\x01\x1f\x7f \xc3\xa4 \xf0\x9f\x98\x80");
     record_string(&r, "none", NULL);
     record_string(&r, "na\"me", "");
-    record_json(&r, "config", "{\n  \"a\": [1,\r\n 2]\n}");
-    record_json(&r, "nothing", NULL);
     json_t *json = written(&r);
     if (!json) return;
     EXPECT(!r.text && !r.n, "the record is freed");
@@ -57,8 +55,7 @@ TEST(every_kind_of_value) {
     EXPECT(json_real_value(json_object_get(json, "third")) == 0.333333333 && json_real_value(json_object_get(json, "tiny")) == 1.25e-300);
     EXPECT(json_is_null(json_object_get(json, "nan")) && json_is_null(json_object_get(json, "inf")) && json_is_null(json_object_get(json, "none")));
     EXPECT(!strcmp(json_string_value(json_object_get(json, "text")), "a \"b\" \\ / \n\t\x01\x1f\x7f \xc3\xa4 \xf0\x9f\x98\x80"), "text");
-    EXPECT(json_is_string(json_object_get(json, "na\"me")) && json_is_null(json_object_get(json, "nothing")));
-    EXPECT(json_integer_value(json_array_get(json_object_get(json_object_get(json, "config"), "a"), 1)) == 2);
+    EXPECT(json_is_string(json_object_get(json, "na\"me")));
     json_decref(json);
 }
 

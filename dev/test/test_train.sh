@@ -242,6 +242,14 @@ run 0 --data "$work/text.txt" --out "$work/i" --init-from "$work/a" --batch 4 --
 expect "starts where the other ended" awk "BEGIN { exit !($(losses "$work/i" | head -1 | cut -d' ' -f2) < $first - 0.8) }"
 done_case
 
+test_case a_tokenizer_without_end_of_text
+mkdir "$work/plain"; cp "$work/a/data/tokenizer/merges.txt" "$work/plain"
+sed -E 's/, *"<\|endoftext\|>": *[0-9]+//' "$work/a/data/tokenizer/vocab.json" >"$work/plain/vocab.json"
+run 0 --data "$work/text.txt" --tokenizer "$work/plain" --out "$work/pl" --layers 2 --channels 32 --heads 2 --seq-len 32 --batch 4 --steps 3 --sample-every 3 --sample-tokens 8
+expect "it is said" says 'has no <.endoftext.>'
+run 0 --generate --init-from "$work/pl" --max-tokens 5
+done_case
+
 test_case P15_nonfinite_stops_with_5_weights_unharmed
 run 5 --data "$work/text.txt" --out "$work/n" "${small[@]}" --steps 40 --lr 1e3 --grad-clip 0 --weight-decay 0 --max-nonfinite 2 --eps 1e-20 --beta2 0
 expect "says why" says 'steps in a row had a non-finite'

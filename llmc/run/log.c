@@ -88,15 +88,6 @@ void record_string(Record *r, const char *name, const char *value) {
     else record_text(r, "null");
 }
 
-void record_json(Record *r, const char *name, const char *json) {
-    record_name(r, name);
-    size_t from = r->n;
-    record_text(r, json ? json : "null");
-    /* Pretty-printed JSON has line ends only between its tokens; a record is one line. */
-    for (size_t i = from; i < r->n; i++)
-        if (r->text[i] == '\n' || r->text[i] == '\r') r->text[i] = ' ';
-}
-
 /* ---- metrics file ----------------------------------------------------------------------------------------------- */
 
 /* Ends the half line that a crash or a full disk left, so that the next record has a line of its own. */

@@ -13,7 +13,6 @@ void record_begin(Record *r, const char *kind);               /* {"kind":"...","
 void record_int(Record *r, const char *name, int64_t value);
 void record_double(Record *r, const char *name, double value);
 void record_string(Record *r, const char *name, const char *value);  /* escaped */
-void record_json(Record *r, const char *name, const char *json);     /* a value that is JSON already */
 /* Metrics file of a run; a half line left by a crash is closed off with a newline on opening. */
 typedef struct {
     int fd;

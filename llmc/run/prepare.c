@@ -46,9 +46,10 @@ static bool train_tokenizer(Session *s, const char *dir, Error *e) {
 }
 
 static bool encode(const Session *s, const char *text, const char *out, const char *val_out, Error *e) {
-    EncodeJob job = {.tokenizer = s->tokenizer, .out_path = out, .validation_path = val_out, .separator = true,
-                     .validation_fraction = val_out ? s->options->val_fraction : 0,
-                     .document_marker = tokenizer_end_of_text(s->tokenizer) >= 0 ? "<|endoftext|>" : NULL};
+    bool separator = tokenizer_end_of_text(s->tokenizer) >= 0;
+    if (!separator) fprintf(stderr, "the tokenizer has no <|endoftext|>: %s becomes one document, without a separator\n", text);
+    EncodeJob job = {.tokenizer = s->tokenizer, .out_path = out, .validation_path = val_out, .separator = separator,
+                     .validation_fraction = val_out ? s->options->val_fraction : 0, .document_marker = separator ? "<|endoftext|>" : NULL};
     char *paths[] = {(char *)text};
     if (!tokenizer_encode_files(&job, paths, 1, e)) return false;
     fprintf(stderr, "tokenized %s: %llu tokens", text, (unsigned long long)job.train_tokens);
