@@ -166,11 +166,14 @@ static float *float_at(const GPT2 *m, int which, const ParamTensor *t) {
     return bases[which] + t->offset;
 }
 
-void gpt2_params_changed(GPT2 *model) {
+void gpt2_params_rounded(GPT2 *model, int rounding, uint64_t seed, int64_t updates) {
     Backend *be = model->backend;
     if (model->params.p == (void *)model->master.p) return;
-    be->cast_params(be, &(CastParams){.out = model->params, .in = model->master, .n = model->layout.n_elements});
+    be->cast_params(be, &(CastParams){.out = model->params, .in = model->master, .n = model->layout.n_elements, .rounding = rounding, .seed = seed,
+                                      .updates = updates});
 }
+
+void gpt2_params_changed(GPT2 *model) { gpt2_params_rounded(model, ROUND_NEAREST, 0, 0); }
 
 void gpt2_init(GPT2 *model, uint64_t seed) {
     Backend *be = model->backend;
@@ -253,13 +256,17 @@ static void head(GPT2 *m, Acts *a, float scale);
 static void head_logits(GPT2 *m, Acts *a, size_t row, Stat logits);
 static void backward(GPT2 *m, Acts *a);
 
-bool gpt2_acts_create(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool with_backward, Error *e) {
-    Backend *be = model->backend;
+static bool acts_alloc(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool with_backward, Error *e) {
     CHECK(T >= 1 && T <= model->config.T && B >= 1, "activations for B %zu T %zu, model T %zu", B, T, model->config.T);
     CHECK(!with_backward || (keep != KEEP_NONE && model->grads.p), "a backward needs kept activations and gradients");
     *a = (Acts){.B = B, .T = T, .keep = keep, .backward = with_backward};
     a->blocks = xcalloc(model->config.L, sizeof *a->blocks);
-    bool ok = block_acts_alloc(a, model, e) && head_acts_alloc(a, be, model->config.C, e);
+    return block_acts_alloc(a, model, e) && head_acts_alloc(a, model->backend, model->config.C, e);
+}
+
+bool gpt2_acts_create(Acts *a, GPT2 *model, size_t B, size_t T, Keep keep, bool with_backward, Error *e) {
+    Backend *be = model->backend;
+    bool ok = acts_alloc(a, model, B, T, keep, with_backward, e);
     Stat logits = {ok ? (float *)be->alloc(be, MEM_OTHER, "logits of one row", model->config.V * sizeof(float), e) : NULL};
     if (logits.p) {
         be->plan_begin(be);
@@ -322,7 +329,9 @@ static void block_forward_hidden(GPT2 *m, Acts *a, size_t l, const Unit *u, Act 
     be->add_norm_forward(be, &(AddNormForward){.out = b->ln1, .residual = kept, .mean = b->ln1_mean, .rstd = b->ln1_rstd,
                                                .x = x, .y = y, .gamma = u->ln1w, .beta = u->ln1b, .N = N, .C = C});
     be->linear_forward(be, &(LinearForward){.out = b->qkv, .inp = b->ln1, .w = u->qkvw, .b = u->qkvb, .N = N, .C = C, .OC = 3 * C});
-    be->attention_forward(be, &(AttentionForward){.out = b->att, .saved = b->att_saved, .qkv = b->qkv, .B = B, .T = T, .H = H, .D = C / H});
+    if (a->decoder) be->attention_decode(be, &(AttentionDecode){.out = b->att, .cache = a->decoder->caches[l], .qkv = b->qkv, .B = B, .T = a->decoder->room,
+                                                                .H = H, .D = C / H, .n = T, .position = a->decoder->length});
+    else be->attention_forward(be, &(AttentionForward){.out = b->att, .saved = b->att_saved, .qkv = b->qkv, .B = B, .T = T, .H = H, .D = C / H});
     be->linear_forward(be, &(LinearForward){.out = a->y, .inp = b->att, .w = u->attprojw, .b = u->attprojb, .N = N, .C = C, .OC = C});
     be->add_norm_forward(be, &(AddNormForward){.out = b->ln2, .residual = b->res2, .mean = b->ln2_mean, .rstd = b->ln2_rstd,
                                                .x = b->res1, .y = a->y, .gamma = u->ln2w, .beta = u->ln2b, .N = N, .C = C});
@@ -334,7 +343,8 @@ static void forward(GPT2 *m, Acts *a) {
     size_t L = m->config.L, C = m->config.C, N = a->B * a->T;
     be->mark(be, MARK_PARAMS_NEEDED, 0);
     Unit u = unit_of(m, 0);
-    be->embed_forward(be, &(EmbedForward){.out = a->x, .tokens = a->tokens, .wte = u.wte, .wpe = u.wpe, .B = a->B, .T = a->T, .C = C, .V = m->config.V});
+    Par wpe = {(char *)u.wpe.p + (a->decoder ? a->decoder->length : 0) * C * be->elem_bytes}; /* from the first token's position on */
+    be->embed_forward(be, &(EmbedForward){.out = a->x, .tokens = a->tokens, .wte = u.wte, .wpe = wpe, .B = a->B, .T = a->T, .C = C, .V = m->config.V});
     Act x = a->x, y = {NULL};
     for (size_t l = 0; l < L; l++) {
         BlockActs *b = &a->blocks[l];
@@ -356,7 +366,7 @@ static void head(GPT2 *m, Acts *a, float scale) {
     Backend *be = m->backend;
     Unit u = unit_of(m, 0);
     HeadLoss args = {.losses = a->losses, .x = a->lnf, .w = u.wte, .targets = a->targets,
-                     .N = a->B * a->T, .C = m->config.C, .V = m->config.V, .scale = scale};
+                     .N = a->B * a->T, .C = m->config.C, .V = m->config.V, .Vp = m->config.Vp, .scale = scale, .chunk = m->head_chunk};
     if (a->backward) args.dx = a->dnarrow, args.dw = u.dwte;
     be->head_loss(be, &args);
 }
@@ -409,19 +419,43 @@ static void upload_tokens(GPT2 *m, Acts *a, const int32_t *tokens, const int32_t
     if (targets) be->upload(be, a->targets.p, targets, bytes);
 }
 
+/* FNV-1a, a word at a time, with a last mix. */
+uint64_t gpt2_stretch_key(const uint64_t *words, size_t n) {
+    uint64_t h = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < n; i++) h = (h ^ words[i] ^ words[i] >> 32) * 0x100000001B3u, h ^= h >> 29;
+    return h;
+}
+
+/* What the arguments of all ops of a pass depend on: the model's and the activations' memory (each told by one buffer, as releasing any
+ * forgets all recordings), shape, policy and scale. kind: 0 forward, 1 and loss, 2 and backward. */
+static uint64_t pass_key(const GPT2 *m, const Acts *a, uint64_t kind, float scale) {
+    uint32_t scale_bits;
+    memcpy(&scale_bits, &scale, sizeof scale_bits);
+    const uint64_t words[] = {kind, (uintptr_t)m->params.p, (uintptr_t)m->grads.p, (uintptr_t)a->x.p, a->B, a->T, a->keep, scale_bits, m->head_chunk};
+    return gpt2_stretch_key(words, sizeof words / sizeof *words);
+}
+
 void gpt2_forward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *targets) {
+    Backend *be = model->backend;
+    uint64_t key = pass_key(model, a, targets ? 1 : 0, 0);
     CHECK(!targets || !a->backward, "a forward with loss alone takes activations made without a backward");
     upload_tokens(model, a, tokens, targets);
+    if (be->replay(be, key)) return;
     forward(model, a);
     if (targets) head(model, a, 0);
+    be->record_end(be, key);
 }
 
 void gpt2_forward_backward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *targets, float loss_scale) {
+    Backend *be = model->backend;
+    uint64_t key = pass_key(model, a, 2, loss_scale);
     CHECK(a->backward && targets, "a backward takes targets and activations made for it");
     upload_tokens(model, a, tokens, targets);
+    if (be->replay(be, key)) return;
     forward(model, a);
     head(model, a, loss_scale);
     backward(model, a);
+    be->record_end(be, key);
 }
 
 static void head_logits(GPT2 *m, Acts *a, size_t row, Stat logits) {
@@ -434,4 +468,51 @@ void gpt2_logits(GPT2 *model, Acts *a, size_t row, Stat scratch, float *logits) 
     CHECK(row < a->B * a->T, "logits of row %zu of %zu", row, a->B * a->T);
     head_logits(model, a, row, scratch);
     model->backend->download(model->backend, logits, scratch.p, model->config.V * sizeof(float));
+}
+
+/* ---- generation --------------------------------------------------------------------------------------------------- */
+
+/* The forward of n tokens behind those in the cache. */
+static void decode_pass(GPT2 *m, Decoder *d, size_t n) {
+    d->acts.decoder = d;
+    d->acts.T = n;
+    forward(m, &d->acts);
+    head_logits(m, &d->acts, n - 1, d->logits);
+}
+
+bool gpt2_decoder_create(Decoder *d, GPT2 *model, size_t room, size_t n, Error *e) {
+    Backend *be = model->backend;
+    CHECK(n >= 1 && n <= room && room <= model->config.T, "a decoder for %zu tokens, %zu at a time; model T %zu", room, n, model->config.T);
+    *d = (Decoder){.room = room};
+    d->caches = xcalloc(model->config.L, sizeof *d->caches);
+    bool ok = acts_alloc(&d->acts, model, 1, n, KEEP_NONE, false, e);
+    for (size_t l = 0; ok && l < model->config.L; l++)
+        ok = (d->caches[l].p = be->alloc(be, MEM_ACTIVATIONS, "keys and values", room * 2 * model->config.C * be->elem_bytes, e)) != NULL;
+    ok = ok && (d->logits.p = (float *)be->alloc(be, MEM_OTHER, "logits of one row", model->config.V * sizeof(float), e)) != NULL;
+    if (ok) {
+        be->plan_begin(be);
+        decode_pass(model, d, n);
+        decode_pass(model, d, 1);
+        ok = be->plan_end(be, e);
+    }
+    if (!ok) gpt2_decoder_destroy(d, model);
+    return ok;
+}
+
+void gpt2_decoder_destroy(Decoder *d, GPT2 *model) {
+    Backend *be = model->backend;
+    for (size_t l = 0; d->caches && l < model->config.L; l++) release(be, d->caches[l].p);
+    release(be, d->logits.p);
+    gpt2_acts_destroy(&d->acts, model);
+    free(d->caches);
+    *d = (Decoder){0};
+}
+
+void gpt2_decode(GPT2 *model, Decoder *d, const int32_t *tokens, size_t n, float *logits) {
+    Backend *be = model->backend;
+    CHECK(n >= 1 && n <= d->room - d->length, "%zu tokens behind %zu, room for %zu", n, d->length, d->room);
+    be->upload(be, d->acts.tokens.p, tokens, n * sizeof *tokens);
+    decode_pass(model, d, n);
+    d->length += n;
+    be->download(be, logits, d->logits.p, model->config.V * sizeof *logits);
 }

@@ -84,6 +84,7 @@ typedef struct {
     Master master;            /* float32; the same memory as params where the compute type is fp32 */
     Grad grads;               /* trainable models only, as are m and v */
     Moment m, v;
+    size_t head_chunk;        /* rows that head_loss takes at a time; 0 = the backend's choice. Set before activations are made */
 } GPT2;
 
 bool gpt2_create(GPT2 *model, Backend *backend, const GPT2Config *config, bool trainable, Error *e);
@@ -93,7 +94,11 @@ void gpt2_init(GPT2 *model, uint64_t seed);    /* every value a function of (see
 enum { PARAM_MASTER, PARAM_GRAD, PARAM_M, PARAM_V };
 void gpt2_tensor_get(const GPT2 *model, const ParamTensor *t, int which, float *file_values);
 void gpt2_tensor_set(GPT2 *model, const ParamTensor *t, int which, const float *file_values);
-void gpt2_params_changed(GPT2 *model);         /* after setting master values: params = cast(master) */
+/* Names a stretch of ops for backend->replay: equal for equal words alone, as far as 64 bits go. */
+uint64_t gpt2_stretch_key(const uint64_t *words, size_t n);
+void gpt2_params_changed(GPT2 *model);         /* after setting master values: params = cast(master), to nearest */
+/* The same for a run that is resumed after `updates` updates: params as adamw left them. rounding: a ROUND_ value. */
+void gpt2_params_rounded(GPT2 *model, int rounding, uint64_t seed, int64_t updates);
 
 /* Recomputation policy: what the forward keeps for the backward. All give the same bits. */
 typedef enum { KEEP_ALL, KEEP_NO_GELU, KEEP_RESIDUAL /* block inputs only */, KEEP_NONE /* inference */ } Keep;
@@ -122,6 +127,7 @@ typedef struct {
 } BlockActs;
 
 typedef struct {
+    struct Decoder *decoder;  /* whose cache the attention goes over; NULL: each forward stands for itself */
     size_t B, T;              /* shape of a micro-batch; T at most config.T. Either may be lowered between forwards */
     Keep keep;
     bool backward;
@@ -146,6 +152,21 @@ void gpt2_forward(GPT2 *model, Acts *acts, const int32_t *tokens, const int32_t 
 void gpt2_forward_backward(GPT2 *model, Acts *acts, const int32_t *tokens, const int32_t *targets, float loss_scale);
 /* Logits of row `row` (b * T + t) of the last forward: V floats on the host. scratch: V floats of the backend's memory. */
 void gpt2_logits(GPT2 *model, Acts *acts, size_t row, Stat scratch, float *logits);
+
+/* ---- generation: one sequence, whose keys and values are kept, so that a new token costs one row -------------------- */
+typedef struct Decoder {
+    Acts acts;                /* of the tokens of one call */
+    Act *caches;              /* L of (1, room, 2C) */
+    Stat logits;              /* (V) */
+    size_t room, length;      /* tokens that the caches hold at most, and hold now; 0 begins a new sequence */
+} Decoder;
+
+/* room: longest sequence, at most config.T; n: most tokens of one call. Plans calls of n tokens and of 1. */
+bool gpt2_decoder_create(Decoder *decoder, GPT2 *model, size_t room, size_t n, Error *e);
+void gpt2_decoder_destroy(Decoder *decoder, GPT2 *model);
+/* Appends n tokens to the sequence; logits: V floats on the host, of the token after them. What gpt2_forward of the whole sequence gives
+ * for its last row, to rounding. */
+void gpt2_decode(GPT2 *model, Decoder *decoder, const int32_t *tokens, size_t n, float *logits);
 
 #ifdef __cplusplus
 }

@@ -75,15 +75,21 @@ OPERANDS(attention_forward, AttentionForward,
     ROW(qkv, ACT, IN, 3 * a->B * a->T * a->H * a->D, false))
 SIZES(attention_forward, AttentionForward, SIZE(B), SIZE(T), SIZE(H), SIZE(D))
 
+OPERANDS(attention_decode, AttentionDecode,
+    ROW(out, ACT, OUT, a->B * a->n * a->H * a->D, false),
+    ROW(cache, ACT, ADD, 2 * a->B * a->T * a->H * a->D, false),
+    ROW(qkv, ACT, IN, 3 * a->B * a->n * a->H * a->D, false))
+SIZES(attention_decode, AttentionDecode, SIZE(B), SIZE(T), SIZE(H), SIZE(D), SIZE(n), SIZE(position))
+
 /* dx and dw come together or not at all. */
 OPERANDS(head_loss, HeadLoss,
     ROW(losses, STAT, OUT, a->N, false),
     ROW(dx, ACT, OUT, a->N * a->C, true),
-    ROW(dw, GRAD, ADD, a->V * a->C, a->dx.p == NULL),
+    ROW(dw, GRAD, ADD, a->Vp * a->C, a->dx.p == NULL),
     ROW(x, ACT, IN, a->N * a->C, false),
-    ROW(w, PAR, IN, a->V * a->C, false),
+    ROW(w, PAR, IN, a->Vp * a->C, false),
     ROW(targets, TOKENS, IN, a->N, false))
-SIZES(head_loss, HeadLoss, SIZE(N), SIZE(C), SIZE(V))
+SIZES(head_loss, HeadLoss, SIZE(N), SIZE(C), SIZE(V), SIZE(Vp))
 
 OPERANDS(head_logits, HeadLogits,
     ROW(logits, STAT, OUT, a->N * a->V, false),
@@ -231,12 +237,14 @@ double op_flops(OpId op, const void *args) {
     const LinearBackward *lb = args;
     const AttentionForward *af = args;
     const AttentionBackward *ab = args;
+    const AttentionDecode *ad = args;
     const HeadLoss *loss = args;
     const HeadLogits *logits = args;
     switch (op) {
     case OP_linear_forward: return product(lf->N, lf->OC, lf->C);
     case OP_linear_backward: return (lb->dinp.p ? 2 : 1) * product(lb->N, lb->OC, lb->C);
     case OP_attention_forward: return (double)(af->B * af->H) * product(af->T, af->T, af->D);
+    case OP_attention_decode: return 4 * (double)(ad->B * ad->H * ad->D) * (double)ad->n * ((double)ad->position + ((double)ad->n + 1) / 2);
     case OP_attention_backward: return 2 * (double)(ab->B * ab->H) * product(ab->T, ab->T, ab->D);
     case OP_head_loss: return (loss->dx.p ? 3 : 1) * product(loss->N, loss->V, loss->C);
     case OP_head_logits: return product(logits->N, logits->V, logits->C);

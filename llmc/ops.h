@@ -40,6 +40,7 @@ typedef struct StepState {
     double loss_rows;         /* rows that the mean loss is over: all micro-batches (of all ranks) */
     uint64_t seed;
     int64_t step;             /* optimizer step, from 0; counts skipped ones */
+    int32_t rounding;         /* a ROUND_ value: how adamw rounds master to params */
     /* accumulated and decided by ops */
     double loss_sum;          /* += by loss_sum */
     double sum_squares;       /* += by sum_squares */
@@ -49,6 +50,7 @@ typedef struct StepState {
     int32_t skip;             /* a SKIP_ value; not 0: adamw leaves everything as it was */
     int64_t updates;          /* updates applied so far; AdamW's t is updates after this one. Part of a checkpoint */
 } StepState;
+enum { ROUND_NEAREST = 0, ROUND_STOCHASTIC = 1 };
 enum { SKIP_NONE = 0, SKIP_NONFINITE = 1, SKIP_LOSS = 2, SKIP_NORM = 3 };
 
 /* ---- argument structs, in the order of a training step ---------------------------------------------------------- */
@@ -74,7 +76,8 @@ typedef struct {
     size_t N, C;
 } AddNormForward;
 
-/* out = inp w^T + b, and with pre_gelu: pre_gelu = inp w^T + b, out = gelu(pre_gelu).
+/* out = inp w^T + b, and with pre_gelu: pre_gelu = inp w^T + b, out = gelu(pre_gelu), of the sum as pre_gelu stores it where
+ * backend->gelu_rounds_first, else of the sum before it was rounded to the compute type (a library's fused epilogue).
  * GELU in its tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), Hendrycks and Gimpel 2016. */
 typedef struct {
     Act out;                  /* (N, OC) = */
@@ -85,7 +88,7 @@ typedef struct {
     size_t N, C, OC;
 } LinearForward;
 
-/* out = gelu(pre_gelu), for recomputation; the same bits as LinearForward's epilogue. */
+/* out = gelu(pre_gelu), for recomputation; where backend->gelu_rounds_first the same bits as LinearForward's epilogue. */
 typedef struct {
     Act out;                  /* (n) = */
     Act pre_gelu;             /* (n) in */
@@ -102,17 +105,29 @@ typedef struct {
     size_t B, T, H, D;
 } AttentionForward;
 
+/* Attention for generation, over a cache of keys and values: first cache[b, position + i] = (k, v) of qkv[b, i] for the n new tokens, then
+ * out[b,i] = the attention of q[b,i] over rows 0 .. position + i of the cache. position + n <= T. What AttentionForward would give for
+ * those rows of the whole sequence, to rounding. */
+typedef struct {
+    Act out;                  /* (B, n, C) = */
+    Act cache;                /* (B, T, 2C) += : rows position .. position + n - 1 overwritten, earlier ones read, later ones left */
+    Act qkv;                  /* (B, n, 3C) in */
+    size_t B, T, H, D, n, position;
+} AttentionDecode;
+
 /* The head, its loss and its backward in one op, chunked over rows inside so that no (N, V) buffer exists.
  * losses[n] = logsumexp_v(x[n].w[v]) - x[n].w[target[n]];  with dx: dlogits = (softmax - onehot) * scale;
  * dx = dlogits w;  dw += dlogits^T x. A target of -1 is ignored: loss 0, gradient 0. */
 typedef struct {
     Stat losses;              /* (N) = */
     Act dx;                   /* (N, C) = , optional: absent means loss only */
-    Grad dw;                  /* (V, C) += , present exactly when dx is */
+    Grad dw;                  /* (Vp, C) += , present exactly when dx is */
     Act x;                    /* (N, C) in: the final norm's output */
-    Par w;                    /* (V, C) in: tied to wte */
+    Par w;                    /* (Vp, C) in: tied to wte */
     Tokens targets;           /* (N) in, each in [-1, V) */
     size_t N, C, V;
+    size_t Vp;                /* rows that w and dw have in memory, at least V: a backend may compute with all of them. Those from V on are
+                               * zeros in w, count for nothing, and get += 0 in dw */
     float scale;              /* 1 / rows that the mean is over */
     size_t chunk;             /* rows at a time; 0 = the backend's choice; never changes a bit of the result's meaning */
 } HeadLoss;
@@ -196,7 +211,9 @@ typedef struct {
 
 /* AdamW (Loshchilov and Hutter 2019) over segments, with g = grads * step.grad_scale and t = step.updates:
  * m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
- * master -= lr (m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps) + decay weight_decay master);  params = master, rounded.
+ * master -= lr (m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps) + decay weight_decay master);  params = master, rounded as step.rounding
+ * says: to nearest even, or stochastically (up with the probability of the part cut off; random bits as CastParams describes, from step.seed
+ * and step.updates, element i at its place in the flat arrays).
  * Elements outside the segments are untouched. Nothing changes when step.skip. params may be master's own buffer. */
 typedef struct {
     Par params;               /* (n) = , over the segments */
@@ -209,11 +226,16 @@ typedef struct {
     size_t n;                 /* elements of each flat array */
 } AdamW;
 
-/* out = in, rounded to the compute type; out may be the same buffer as in. */
+/* out = in, rounded to the compute type; where that is float32, out may be the same buffer as in. With ROUND_STOCHASTIC and updates > 0: exactly as adamw rounded
+ * them in update number `updates` of a run with that seed, so that a resumed run has the same params: element i takes
+ * rng_u32(seed, RNG_ROUND, (uint32_t)updates, i), i counted over the flat space. */
 typedef struct {
     Par out;                  /* (n) = */
     Master in;                /* (n) in */
     size_t n;
+    int rounding;             /* ROUND_ */
+    uint64_t seed;
+    int64_t updates;
 } CastParams;
 
 /* ---- the list of ops: X(name, argument struct) ------------------------------------------------------------------- */
@@ -223,6 +245,7 @@ typedef struct {
     X(linear_forward, LinearForward)                                                                                   \
     X(gelu_forward, GeluForward)                                                                                       \
     X(attention_forward, AttentionForward)                                                                             \
+    X(attention_decode, AttentionDecode)                                                                               \
     X(head_loss, HeadLoss)                                                                                             \
     X(head_logits, HeadLogits)                                                                                         \
     X(linear_backward, LinearBackward)                                                                                 \
@@ -253,10 +276,20 @@ typedef enum {
 
 /* ---- a backend is a value ---------------------------------------------------------------------------------------- */
 typedef struct Backend Backend;
+enum { POST_SLOTS = 2, POST_BYTES = 256 };
+typedef struct {
+    double watts, celsius, sm_mhz, memory_mhz;   /* NAN: not known */
+    uint64_t throttle;        /* reasons, as NVML's bits; 0: none */
+    char throttle_text[100];  /* the reasons that slow the device down, in words; "" : none */
+    int64_t ecc_uncorrected;  /* errors since the last reset; -1: not known */
+} DeviceHealth;
 struct Backend {
     const char *name;         /* "cpu", "cuda", ... ; a wrapper: "trace(cpu)" */
     const char *dtype;        /* compute type of Act and Par: "fp32", "bf16" */
     size_t elem_bytes;        /* of an Act or Par element */
+    bool gelu_rounds_first;   /* see LinearForward */
+    const char *device;       /* what it runs on, for people: "NVIDIA H200"; NULL: nothing to say */
+    double peak_flops;        /* dense products a second of the compute type that the device is sold with; 0: not known */
     Backend *inner;           /* what a wrapper wraps, else NULL */
     size_t memory[MEM_CLASS_COUNT];      /* bytes allocated now, by class */
     size_t memory_peak[MEM_CLASS_COUNT];
@@ -267,6 +300,11 @@ struct Backend {
     void (*upload)(Backend *, void *to, const void *from_host, size_t bytes);    /* host buffer reusable on return */
     void (*download)(Backend *, void *to_host, const void *from, size_t bytes);  /* complete on return */
     void (*fill_zero)(Backend *, void *p, size_t bytes);
+    size_t (*room)(Backend *);          /* bytes that alloc could still give */
+    /* A download in two halves, so that the host need not wait for the device: post queues the copy behind everything issued so far and
+     * returns; collect waits for that copy alone. Slots 0 and 1 are independent; at most POST_BYTES. */
+    void (*post)(Backend *, int slot, const void *from, size_t bytes);
+    void (*collect)(Backend *, int slot, void *to_host, size_t bytes);
     size_t (*attention_saved_bytes)(Backend *, size_t B, size_t T, size_t H, size_t D);
 
     /* ops */
@@ -279,13 +317,33 @@ struct Backend {
     void (*plan_begin)(Backend *);
     bool (*plan_end)(Backend *, Error *e);
     void (*mark)(Backend *, Mark, size_t unit);
+    /* A stretch of ops that is issued again and again with the same arguments may be recorded once and then replayed as a whole (a CUDA
+     * graph). replay(key) true: the stretch of this key has been issued, the caller issues nothing. False: the caller issues the ops, then
+     * calls record_end(key). One key always means the same calls; stretches do not nest, and hold ops, fill_zero and marks only. Releasing
+     * memory forgets all recordings. A backend may decline for ever: replay false, record_end without effect. */
+    bool (*replay)(Backend *, uint64_t key);
+    void (*record_end)(Backend *, uint64_t key);
     void (*sync)(Backend *);            /* all issued work is done */
+
+    /* reports; NULL where there is nothing to report */
+    void (*print_plans)(Backend *, FILE *out);            /* the algorithm of every product that was planned */
+    bool (*health)(Backend *, DeviceHealth *health);      /* false: not to be had now */
     void (*destroy)(Backend *);         /* frees a wrapper only, not what it wraps */
 };
 
 /* Backends and wrappers (each file says more). */
 Backend *cpu_backend_create(Error *e);
-Backend *null_backend_create(void);                          /* shapes and memory plan, no compute, no real memory */
+typedef struct {
+    const char *dtype;        /* "bf16" or "fp32" */
+    const char *attention;    /* "ours" or "cudnn" (where the build has it; bf16 alone) */
+    const char *plan_file;    /* keeps the chosen algorithms of the products from one process to the next; NULL: nothing is kept */
+    bool fuse_gelu;           /* the library's fused GELU epilogue may be used where it is faster (gelu_rounds_first is then false) */
+    bool graphs;              /* replay may record */
+    int ordinal;              /* which GPU of those that are visible */
+} CudaOptions;
+Backend *cuda_backend_create(const CudaOptions *options, Error *e); /* builds with LLMC_CUDA; EXIT_USAGE: no driver, no GPU, too old */
+Backend *emu_backend_create(const CudaOptions *options, Error *e);  /* test builds with LLMC_EMU: the same sources on a CPU */
+Backend *null_backend_create(const char *dtype);             /* "fp32", "bf16": shapes and memory plan, no compute, no real memory */
 Backend *count_backend_create(Backend *inner);               /* calls per op: backend_counts */
 Backend *trace_backend_create(Backend *inner, const char *path, Error *e); /* Chrome trace events; EXIT_STORAGE */
 Backend *tee_backend_create(Backend *first, Backend *second, double tolerance, FILE *report); /* runs both, compares */
@@ -319,7 +377,7 @@ typedef struct {
     size_t value;
     size_t field;             /* offset in the argument struct */
 } OpSize;
-enum { OP_MAX_SIZES = 4 };
+enum { OP_MAX_SIZES = 6 };
 int op_sizes(OpId op, const void *args, OpSize sizes[OP_MAX_SIZES]); /* the sizes of a call; returns how many */
 double op_bytes(Backend *backend, OpId op, const void *args); /* least bytes moved: each operand once, += twice */
 double op_flops(OpId op, const void *args);                   /* of the products (attention: causal half) */

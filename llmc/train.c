@@ -44,27 +44,54 @@ static void begin_step(Trainer *trainer, const StepParams *p, size_t n_micro) {
     Backend *be = trainer->model->backend;
     StepState s = {.lr = p->lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps, .weight_decay = p->weight_decay,
                    .grad_clip = p->grad_clip, .loss_limit = p->loss_limit, .norm_limit = p->norm_limit,
-                   .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T), .seed = p->seed, .step = p->step};
+                   .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T), .seed = p->seed, .step = p->step,
+                   .rounding = p->rounding};
     be->upload(be, trainer->state.p, &s, offsetof(StepState, updates));
 }
 
-StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {
+/* The update as one stretch: its arguments are the trainer's own memory. */
+static void replay_update(Trainer *trainer) {
+    GPT2 *model = trainer->model;
+    Backend *be = model->backend;
+    const uint64_t words[] = {3, (uintptr_t)trainer->state.p, (uintptr_t)model->params.p, (uintptr_t)model->grads.p, (uintptr_t)model->m.p};
+    uint64_t key = gpt2_stretch_key(words, sizeof words / sizeof *words);
+    if (be->replay(be, key)) return;
+    update(trainer);
+    be->record_end(be, key);
+}
+
+bool train_issue(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {
     GPT2 *model = trainer->model;
     Acts *acts = trainer->acts;
     Backend *be = model->backend;
     size_t rows = acts->B * acts->T;
     float scale = (float)(1.0 / ((double)n_micro * (double)rows));
+    CHECK(trainer->issued - trainer->collected < POST_SLOTS, "%d steps are not collected", POST_SLOTS);
 
     begin_step(trainer, params, n_micro);
     be->fill_zero(be, model->grads.p, model->layout.n_elements * sizeof(float));
     for (size_t i = 0; i < n_micro; i++) {
         const int32_t *tokens, *targets;
-        if (!next(context, i, &tokens, &targets)) return (StepResult){.given_up = true};
+        if (!next(context, i, &tokens, &targets)) return false;
         gpt2_forward_backward(model, acts, tokens, targets, scale);
         be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = rows});
     }
-    update(trainer);
+    replay_update(trainer);
+    be->post(be, (int)(trainer->issued++ % POST_SLOTS), trainer->state.p, sizeof(StepState));
+    return true;
+}
+_Static_assert(sizeof(StepState) <= POST_BYTES, "the step's numbers go into one post");
+
+StepResult train_result(Trainer *trainer) {
+    Backend *be = trainer->model->backend;
     StepState s;
-    be->download(be, &s, trainer->state.p, sizeof s);
+    CHECK(trainer->collected < trainer->issued, "no step to collect");
+    be->collect(be, (int)(trainer->collected++ % POST_SLOTS), &s, sizeof s);
     return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates};
+}
+
+StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {
+    CHECK(trainer->issued == trainer->collected, "a step is not collected");
+    if (!train_issue(trainer, params, n_micro, next, context)) return (StepResult){.given_up = true};
+    return train_result(trainer);
 }

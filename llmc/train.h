@@ -12,6 +12,7 @@ typedef struct {
     float loss_limit, norm_limit;  /* INFINITY: never skip for it */
     uint64_t seed;
     int64_t step;
+    int rounding;                  /* a ROUND_ value */
 } StepParams;
 
 /* What came of it. */
@@ -26,6 +27,7 @@ typedef struct {
     GPT2 *model;
     Acts *acts;
     Step state;                    /* backend memory */
+    int64_t issued, collected;     /* steps since trainer_create */
 } Trainer;
 
 bool trainer_create(Trainer *trainer, GPT2 *model, Acts *acts, Error *e);
@@ -35,8 +37,13 @@ void trainer_set_updates(Trainer *trainer, int64_t updates);  /* when resuming *
 /* Gives micro-batch i of the step: (B, T) tokens and targets, valid until the next call. False: there is none; the step is given up. */
 typedef bool (*MicroBatchFn)(void *context, size_t i, const int32_t **tokens, const int32_t **targets);
 
-/* n_micro micro-batches of acts->B x acts->T. All gradients, m, v, master and params follow the contract of ops.h; a skipped
- * step leaves weights and moments bit for bit as they were. */
+/* Issues a step of n_micro micro-batches of acts->B x acts->T and does not wait for it. All gradients, m, v, master and params follow the
+ * contract of ops.h; a skipped step leaves weights and moments bit for bit as they were. False: given up, nothing to collect.
+ * At most POST_SLOTS steps may be issued and not collected. */
+bool train_issue(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context);
+/* What came of the oldest step that is not collected; waits for it. */
+StepResult train_result(Trainer *trainer);
+/* Both at once, with no other step in between. */
 StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context);
 
 #ifdef __cplusplus

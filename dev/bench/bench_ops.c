@@ -29,7 +29,7 @@ typedef struct {
     LINEAR(model, "fc", B_ * T_, C_, 4 * C_, L_, 1, 0), LINEAR(model, "fcproj", B_ * T_, 4 * C_, C_, L_, 0, 1),        \
     {model, "", OP_attention_forward, ARGS(AttentionForward, .B = B_, .T = T_, .H = H_, .D = C_ / H_), L_, ""},        \
     {model, "", OP_attention_backward, ARGS(AttentionBackward, .B = B_, .T = T_, .H = H_, .D = C_ / H_), L_, ""},      \
-    {model, "", OP_head_loss, ARGS(HeadLoss, .N = B_ * T_, .C = C_, .V = V_, .scale = 1.0f / (B_ * T_)), 1, ""},       \
+    {model, "", OP_head_loss, ARGS(HeadLoss, .N = B_ * T_, .C = C_, .V = V_, .Vp = (V_ + 127) / 128 * 128, .scale = 1.0f / (B_ * T_)), 1, ""},       \
     {model, "", OP_add_norm_backward, ARGS(AddNormBackward, .N = B_ * T_, .C = C_), 2 * L_ + 1, ""},                   \
     {model, "", OP_embed_backward, ARGS(EmbedBackward, .B = B_, .T = T_, .C = C_, .V = V_), 1, ""}
 

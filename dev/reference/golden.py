@@ -2,7 +2,8 @@
 
 A golden file is a safetensors file of float32 tensors. Beside each tensor X that a test compares stands bound/X: the largest
 error of plain float32 PyTorch against the float64 result, one value per equal run of consecutive elements of X (usually one
-for the whole tensor). The test applies |ours - exact| <= 2 bound + rounding of the output.
+for the whole tensor), and bound_bf16/X, the same of plain bf16 PyTorch. The test applies |ours - exact| <= 2 bound + rounding of
+the output, with the bound of the compute type that it runs in.
 """
 import json
 import struct
@@ -32,15 +33,16 @@ def round_up(x):
     return np.where(y < x, np.nextafter(y, np.float32(np.inf)), y).astype(np.float32)
 
 
-def with_bounds(exact, plain_runs, parts):
-    """exact: name -> float64 array; plain_runs: a list of such dicts from float32 runs; parts: name -> runs of elements with a
-    bound each. Returns the tensors of a golden file."""
+def with_bounds(exact, plain_runs, parts, bf16_runs):
+    """exact: name -> float64 array; plain_runs, bf16_runs: lists of such dicts from float32 and bf16 runs; parts: name -> runs of
+    elements with a bound each. Returns the tensors of a golden file."""
     tensors = {}
     for name, value in exact.items():
         value = np.asarray(value, np.float64)
-        error = max_error(value, [run[name] for run in plain_runs])
         tensors[name] = value.astype(np.float32)
-        tensors["bound/" + name] = round_up(error.reshape(parts.get(name, 1), -1).max(axis=1))
+        for prefix, runs in (("bound/", plain_runs), ("bound_bf16/", bf16_runs)):
+            error = max_error(value, [run[name] for run in runs])
+            tensors[prefix + name] = round_up(error.reshape(parts.get(name, 1), -1).max(axis=1))
     return tensors
 
 

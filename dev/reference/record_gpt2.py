@@ -4,7 +4,9 @@
     python3 dev/reference/record_gpt2.py [OUT.safetensors]
 
 Exact values come from float64; bounds from RUNS runs in float32, each with the batch, the residual channels and the hidden
-units in another order (the same function; another order of summation), so that a bound is not one lucky rounding.
+units in another order (the same function; another order of summation), so that a bound is not one lucky rounding. Bounds for bf16
+from as many runs of plain bf16: weights and activations in bf16, each op PyTorch's own (which computes a norm or a softmax in float32
+inside), loss in float32 of bf16 logits, gradients in bf16, AdamW in float32 on float32 master weights.
 
 The file (all float32, tensors in the file layout of GPT-2 checkpoints, matrices as (in, out)):
     config (5)               V L H C T
@@ -13,7 +15,7 @@ The file (all float32, tensors in the file layout of GPT-2 checkpoints, matrices
     loss (1), logits (B, t, V), grad/NAME for every parameter: of that batch at the initial weights
     train_tokens (10, B, t+1), train_lr (10), train_loss (10), train_norm (10): ten AdamW steps, norm before clipping
     trained/NAME             weights after them
-    bound/X                  for each compared tensor X: see golden.py
+    bound/X, bound_bf16/X    for each compared tensor X: see golden.py
 Initial weights are a formula, so that the file need not hold them: element i of the k-th parameter (order of `parameters`) is
 centre + spread * u, u = (h >> 8) / 2^23 - 1, h = the 32-bit mix of MurmurHash3 applied to i + 0x9E3779B9 (k + 1), in double,
 rounded once to float32. centre is 1 for norm weights, else 0; spread by kind of tensor stands in SPREAD.
@@ -26,6 +28,7 @@ import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import golden
@@ -79,12 +82,16 @@ def initial_weights():
 
 
 def layer_norm(x, gamma, beta):
+    if x.dtype == torch.bfloat16:
+        return F.layer_norm(x, x.shape[-1:], gamma, beta, 1e-5)
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + 1e-5) * gamma + beta
 
 
 def gelu(x):
+    if x.dtype == torch.bfloat16:
+        return F.gelu(x, approximate="tanh")
     return 0.5 * x * (1 + torch.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -129,11 +136,14 @@ def adamw(p, grads, m, v, step):
     return norm
 
 
-def gradients(p, tokens, targets):
-    p = {n: w.detach().requires_grad_() for n, w in p.items()}
+def gradients(master, tokens, targets, dtype):
+    p = {n: w.detach().to(dtype).requires_grad_() for n, w in master.items()}
     logits = forward(p, tokens)
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
     loss = mean_loss(logits, targets)
-    return logits.detach(), loss.detach(), dict(zip(p, torch.autograd.grad(loss, list(p.values()))))
+    grads = torch.autograd.grad(loss, list(p.values()))
+    return logits.detach(), loss.detach(), {n: g.to(w.dtype) for (n, w), g in zip(master.items(), grads)}
 
 
 def permute(p, channels, hidden, back=False):
@@ -150,18 +160,20 @@ def permute(p, channels, hidden, back=False):
 
 
 def run(dtype, data, order_seed):
-    """Everything recorded, computed in one dtype; order_seed 0: as written, else in another order of summation."""
+    """Everything recorded, computed in one dtype (bf16: over float32 master weights); order_seed 0: as written, else in another
+    order of summation."""
+    master = torch.float32 if dtype == torch.bfloat16 else dtype
     rng = np.random.RandomState(order_seed)
     batch, channels, hidden = (rng.permutation(n) if order_seed else np.arange(n) for n in (B, C, 4 * C))
-    p = permute({n: torch.tensor(w).to(dtype) for n, w in initial_weights().items()}, channels, hidden)
+    p = permute({n: torch.tensor(w).to(master) for n, w in initial_weights().items()}, channels, hidden)
     result = {}
-    logits, loss, grads = gradients(p, data["tokens"][batch], data["targets"][batch])
+    logits, loss, grads = gradients(p, data["tokens"][batch], data["targets"][batch], dtype)
     result["logits"], result["loss"] = logits[np.argsort(batch)], loss[None]
     result.update({"grad/" + n: g for n, g in permute(grads, channels, hidden, back=True).items()})
     m, v = ({n: torch.zeros_like(w) for n, w in p.items()} for _ in range(2))
     losses, norms = [], []
     for step, tokens in enumerate(data["train_tokens"][:, batch]):
-        _, loss, grads = gradients(p, tokens[:, :-1], tokens[:, 1:])
+        _, loss, grads = gradients(p, tokens[:, :-1], tokens[:, 1:], dtype)
         norms.append(adamw(p, grads, m, v, step))
         losses.append(loss)
     result["train_loss"], result["train_norm"] = torch.stack(losses), torch.stack(norms)
@@ -177,17 +189,19 @@ def main():
     data["targets"][0, 0] = data["targets"][2, t - 1] = -1
     exact = run(torch.float64, data, 0)
     plain = [run(torch.float32, data, seed) for seed in range(RUNS)]
+    bf16 = [run(torch.bfloat16, data, seed) for seed in range(RUNS)]
     head = {"config": [V, L, H, C, T], "adamw": [BETA1, BETA2, EPS, DECAY, CLIP], "train_lr": LR}
     tensors = {n: np.array(x, np.float32) for n, x in head.items()}
     tensors.update({n: x.numpy().astype(np.float32) for n, x in data.items()})
     # The gradient of the key third of the attention bias is zero in exact arithmetic: rounding noise that AdamW blows up. Its own bound.
     parts = {f"{kind}/h.{layer}.attn.c_attn.bias": 3 for kind in ("grad", "trained") for layer in range(L)}
     parts.update({"train_loss": STEPS, "train_norm": STEPS})
-    tensors.update(golden.with_bounds(exact, plain, parts))
+    tensors.update(golden.with_bounds(exact, plain, parts, bf16))
     golden.write_safetensors(out, tensors)
     print("loss", exact["loss"], "train loss", exact["train_loss"], "norm", exact["train_norm"])
     for name in exact:
-        print(f"{name:38s} largest {np.abs(exact[name]).max():9.3e}  bound", *(f"{x:.1e}" for x in tensors["bound/" + name]))
+        print(f"{name:38s} largest {np.abs(exact[name]).max():9.3e}  bound", *(f"{x:.1e}" for x in tensors["bound/" + name]),
+              " bf16", *(f"{x:.1e}" for x in tensors["bound_bf16/" + name]))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ static char root[256];
 static Backend *cpu;
 static const char RUN_ID[] = "0123456789abcdef0123456789abcdef";
 static const FixedFact facts[] = {
-    {"data", "data fingerprint", "aabbcc"}, {"tokenizer", "tokenizer fingerprint", "none"}, {"shape", "layers", "2"},
-    {"batch", "total-batch", "512"},        {"schedule", "lr", "0.00059999999999999995"},   {"schedule", "warmup", "700"},
-    {"optimizer", "beta1", "0.90000000000000002"},
+    {"data", "data fingerprint", "aabbcc", NULL}, {"tokenizer", "tokenizer fingerprint", "none", NULL}, {"shape", "layers", "2", NULL},
+    {"batch", "total-batch", "512", NULL},        {"schedule", "lr", "0.00059999999999999995", NULL},   {"schedule", "warmup", "700", NULL},
+    {"optimizer", "beta1", "0.90000000000000002", NULL},
 };
 enum { N_FACTS = sizeof facts / sizeof *facts };
 

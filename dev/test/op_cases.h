@@ -64,15 +64,23 @@ static const OpCase op_cases[] = {
     {OP_attention_forward, {1, 5, 25, 64}, "", 0},
     {OP_attention_forward, {1, 131, 1, 64}, "", 0},
     {OP_attention_forward, {1, 131, 1, 64}, " saved ", 0},
-    {OP_head_loss, {1, 1, 1}, "", 0}, /* N C V */
-    {OP_head_loss, {7, 13, 10}, "", 0},
-    {OP_head_loss, {7, 13, 10}, " dx dw ", 0},
-    {OP_head_loss, {33, 48, 258}, "", 0},
-    {OP_head_loss, {33, 48, 258}, "", 1},
-    {OP_head_loss, {33, 48, 258}, "", 5},
-    {OP_head_loss, {33, 48, 258}, " dx dw ", 7},
-    {OP_head_loss, {3, 1600, 67}, "", 0},
-    {OP_head_loss, {67, 16, 1610}, "", 0},
+    {OP_attention_decode, {1, 1, 1, 1, 1, 0}, "", 0}, /* B T H D n position */
+    {OP_attention_decode, {2, 7, 3, 5, 1, 0}, "", 0},
+    {OP_attention_decode, {2, 7, 3, 5, 4, 3}, "", 0},
+    {OP_attention_decode, {2, 33, 2, 8, 1, 17}, "", 0},
+    {OP_attention_decode, {1, 33, 25, 64, 5, 2}, "", 0},
+    {OP_attention_decode, {1, 131, 1, 64, 131, 0}, "", 0},
+    {OP_attention_decode, {1, 131, 1, 64, 1, 130}, "", 0},
+    {OP_head_loss, {1, 1, 1, 1}, "", 0}, /* N C V Vp */
+    {OP_head_loss, {7, 13, 10, 10}, "", 0},
+    {OP_head_loss, {7, 13, 10, 16}, "", 0},
+    {OP_head_loss, {7, 13, 10, 16}, " dx dw ", 0},
+    {OP_head_loss, {33, 48, 258, 258}, "", 0},
+    {OP_head_loss, {33, 48, 258, 384}, "", 1},
+    {OP_head_loss, {33, 48, 258, 384}, "", 5},
+    {OP_head_loss, {33, 48, 258, 384}, " dx dw ", 7},
+    {OP_head_loss, {3, 1600, 67, 128}, "", 0},
+    {OP_head_loss, {67, 16, 1610, 1664}, "", 0},
     {OP_head_logits, {1, 1, 1}, "", 0}, /* N C V */
     {OP_head_logits, {7, 13, 10}, "", 0},
     {OP_head_logits, {1, 48, 1610}, "", 0},
@@ -191,7 +199,7 @@ static const StepState step_example = {
 /* Content of an operand that the op reads (and of `+=` operands under FILL_VALUES). */
 static inline void fill_values(Call *c, Bound *bound) {
     const Operand *o = &bound->o;
-    size_t V = call_size(c, "V");
+    size_t V = call_size(c, "V"), padding = c->op == OP_head_loss && !strcmp(o->name, "w") ? V * call_size(c, "C") : SIZE_MAX;
     for (size_t i = 0; i < o->n && o->kind != KIND_SAVED; i++) {
         float u = input_value(c, bound, i);
         if (o->kind == KIND_STEP) memcpy(bound->before, &step_example, sizeof step_example);
@@ -199,7 +207,7 @@ static inline void fill_values(Call *c, Bound *bound) {
             int lowest = strcmp(o->name, "targets") ? 0 : -1; /* a target may be -1 */
             int64_t id = (int64_t)((u + 1) / 2 * (double)(V - (size_t)(int64_t)lowest)) + lowest;
             ((int32_t *)(void *)bound->before)[i] = (int32_t)(id >= (int64_t)V ? (int64_t)V - 1 : id);
-        } else put_value(c, bound, bound->before, i, !strcmp(o->name, "v") ? 0.01f * (u + 1) : u);
+        } else put_value(c, bound, bound->before, i, i >= padding ? 0 : !strcmp(o->name, "v") ? 0.01f * (u + 1) : u);
     }
 }
 
@@ -407,7 +415,8 @@ typedef struct {
 } Broken;
 
 static inline void damage_element(Broken *broken, const Operand *o, char *last, size_t bytes) {
-    float off = broken->damage == DAMAGE_NAN ? NAN : broken->damage == DAMAGE_JITTER ? 1e-3f * (float)++broken->calls : 1, value;
+    float step = bytes == 2 ? 0.25f : 1e-3f; /* what no bf16 near 1 loses in rounding */
+    float off = broken->damage == DAMAGE_NAN ? NAN : broken->damage == DAMAGE_JITTER ? step * (float)++broken->calls : 1, value;
     if (o->kind == KIND_STEP) {
         StepState *s = (StepState *)(void *)last;
         s->loss_sum += off;

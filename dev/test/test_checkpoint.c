@@ -335,7 +335,7 @@ TEST(P12_each_changed_fact_is_refused_unless_allowed) {
         memmove(now + i, now + i + 1, (N_FACTS - i - 1) * sizeof *now);
         EXPECT(!load_with(dir, now, N_FACTS - 1, NULL, &e) && strstr(e.text, facts[i].name) && strstr(e.text, "now nothing"), "%s", e.text);
         memcpy(now, facts, sizeof facts);
-        now[N_FACTS] = (FixedFact){"data", "brand new", NULL};
+        now[N_FACTS] = (FixedFact){"data", "brand new", NULL, NULL};
         EXPECT(!load_with(dir, now, N_FACTS + 1, NULL, &e) && strstr(e.text, "recorded nothing"), "%s", e.text);
     }
     EXPECT(load_with(dir, facts, N_FACTS, NULL, &e), "%s", e.text);
@@ -346,9 +346,39 @@ TEST(P12_each_changed_fact_is_refused_unless_allowed) {
     free(value), free(dir), free(run);
 }
 
+/* A fact of a later version: where it is not recorded, its old meaning counts, and with that it is not recorded. */
+TEST(P12_facts_that_older_checkpoints_lack) {
+    char *run = run_with("older", (int64_t[]){10}, 1), *dir = step_dir(run, 10), *later = path_join(root, "later");
+    FixedFact now[N_FACTS + 1];
+    Error e;
+    memcpy(now, facts, sizeof facts);
+    now[N_FACTS] = (FixedFact){"device", "dtype", "fp32", "fp32"};
+    EXPECT(load_with(dir, now, N_FACTS + 1, NULL, &e), "%s", e.text);
+    now[N_FACTS].value = "bf16";
+    EXPECT(!load_with(dir, now, N_FACTS + 1, NULL, &e) && strstr(e.text, "dtype (class device): recorded \"fp32\", now \"bf16\""), "%s", e.text);
+    EXPECT(load_with(dir, now, N_FACTS + 1, "device", &e), "%s", e.text);
+    const char *const values[] = {"fp32", "bf16"};
+    for (int i = 0; i < 2; i++) {
+        RunIdentity id = {.facts = now, .n_facts = N_FACTS + 1};
+        memcpy(id.run_id, RUN_ID, 33);
+        GPT2 model = tiny();
+        TrainState s = state_at(10, 10 + i);
+        now[N_FACTS].value = values[i];
+        EXPECT(checkpoint_save(later, &model, &s, &id, &e), "%s", e.text);
+        char *saved = step_dir(later, 10 + i), *recorded = checkpoint_fact(saved, "dtype");
+        EXPECT(i ? recorded && !strcmp(recorded, "bf16") : !recorded, "%s recorded", recorded ? recorded : "nothing");
+        EXPECT(load_with(saved, now, N_FACTS + 1, NULL, &e), "%s", e.text);
+        now[N_FACTS].value = values[1 - i];
+        EXPECT(!load_with(saved, now, N_FACTS + 1, NULL, &e), "another dtype is taken for the same");
+        free(saved), free(recorded);
+        gpt2_destroy(&model);
+    }
+    free(later), free(dir), free(run);
+}
+
 TEST(P12_values_that_are_not_utf8) {
     char *run = path_join(root, "utf8"), *dir = step_dir(run, 10);
-    FixedFact now[] = {{"data", "path", "caf\xe9.bin"}, {"data", "none", NULL}};
+    FixedFact now[] = {{"data", "path", "caf\xe9.bin", NULL}, {"data", "none", NULL, NULL}};
     RunIdentity id = {.facts = now, .n_facts = 2};
     memcpy(id.run_id, RUN_ID, 33);
     GPT2 model = tiny();
@@ -553,6 +583,7 @@ int main(int argc, char **argv) {
     RUN(P6_run_id_in_every_file_and_no_other_run_beside_it);
     RUN(P11_optimizer_state_in_pieces);
     RUN(P12_each_changed_fact_is_refused_unless_allowed);
+    RUN(P12_facts_that_older_checkpoints_lack);
     RUN(P12_values_that_are_not_utf8);
     RUN(P12_another_shape_cannot_be_allowed);
     RUN(P13_every_field_comes_back);

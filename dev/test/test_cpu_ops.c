@@ -103,11 +103,24 @@ static void attention_ours(float **out, float **din, float **dout, float **in, c
     drop(saved);
 }
 
+/* The sequence a third at once, then row by row. */
+static void decode_ours(float **out, float **din, float **dout, float **in, const Shape *s) {
+    size_t C = s->H * s->D, T = s->T;
+    float *cache = fresh(s->B * T * 2 * C), *qkv = fresh(s->B * T * 3 * C), *rows = fresh(s->B * T * C);
+    (void)din, (void)dout;
+    for (size_t t = 0, n = T / 3 ? T / 3 : 1; t < T; t += n, n = 1) {
+        for (size_t b = 0; b < s->B; b++) memcpy(qkv + b * n * 3 * C, in[0] + (b * T + t) * 3 * C, n * 3 * C * sizeof(float));
+        backend->attention_decode(backend, &(AttentionDecode){{rows}, {cache}, {qkv}, s->B, T, s->H, s->D, n, t});
+        for (size_t b = 0; b < s->B; b++) memcpy(out[0] + (b * T + t) * C, rows + b * n * C, n * C * sizeof(float));
+    }
+    drop(cache); drop(qkv); drop(rows);
+}
+
 static void head_sizes(size_t *in, size_t *out, const Shape *s) {
     in[0] = s->N * s->C, in[1] = s->V * s->C, out[0] = s->N;
 }
 static void head_ours(float **out, float **din, float **dout, float **in, const Shape *s) {
-    backend->head_loss(backend, &(HeadLoss){{out[0]}, {din[0]}, {din[1]}, {in[0]}, {in[1]}, {s->ids}, s->N, s->C, s->V,
+    backend->head_loss(backend, &(HeadLoss){{out[0]}, {din[0]}, {din[1]}, {in[0]}, {in[1]}, {s->ids}, s->N, s->C, s->V, s->V,
                                             dout[0][0], s->chunk});
 }
 
@@ -124,6 +137,7 @@ static const Op op_linear = {"linear", 3, 1, true, 0, REFERENCE(linear), .sizes 
 static const Op op_linear_gelu = {"linear, gelu after", 3, 2, false, 0, REFERENCE(linear), .sizes = linear_sizes, .ours = linear_ours};
 static const Op op_norm = {"add_norm", 4, 2, true, 0, REFERENCE(add_norm), .sizes = norm_sizes, .ours = norm_ours};
 static const Op op_attention = {"attention", 1, 1, true, 0, REFERENCE(attention), .sizes = attention_sizes, .ours = attention_ours};
+static const Op op_decode = {"attention_decode", 1, 1, false, 0, REFERENCE(attention), .sizes = attention_sizes, .ours = decode_ours};
 static const Op op_head = {"head_loss", 2, 1, true, 0.0625f, REFERENCE(head), .sizes = head_sizes, .ours = head_ours};
 static const Op op_embed = {"embed", 2, 1, true, 0, REFERENCE(embed), .sizes = embed_sizes, .ours = embed_ours};
 
@@ -136,6 +150,7 @@ static const struct { const Op *op; Shape s; } cases[] = {
     {&op_attention, {.B = 1, .T = 1, .H = 1, .D = 1}}, {&op_attention, {.B = 2, .T = 7, .H = 3, .D = 5}},
     {&op_attention, {.B = 2, .T = 64, .H = 2, .D = 64}}, {&op_attention, {.B = 1, .T = 131, .H = 3, .D = 20}},
     {&op_attention, {.B = 1, .T = 50, .H = 1, .D = 128}},
+    {&op_decode, {.B = 1, .T = 1, .H = 1, .D = 1}}, {&op_decode, {.B = 2, .T = 7, .H = 3, .D = 5}}, {&op_decode, {.B = 1, .T = 131, .H = 2, .D = 64}},
     {&op_head, {.N = 1, .C = 1, .V = 2}}, {&op_head, {.N = 13, .C = 31, .V = 50}}, {&op_head, {.N = 13, .C = 31, .V = 50, .chunk = 5}},
     {&op_head, {.N = 67, .C = 70, .V = 514, .chunk = 64}}, {&op_head, {.N = 3, .C = 1600, .V = 97}},
     {&op_embed, {.B = 1, .T = 1, .C = 1, .V = 1}}, {&op_embed, {.B = 3, .T = 7, .C = 13, .V = 5}}, {&op_embed, {.B = 2, .T = 5, .C = 1600, .V = 50}},

@@ -10,7 +10,7 @@
 
 typedef struct {
     const char *config, *out, *prompt, *schedule;
-    int64_t steps, any_int, epochs;
+    int64_t steps, any_int, epochs, batch;
     double lr, any_float;
     bool resume, trace, help;
 } Values;
@@ -29,6 +29,7 @@ static const Option rows[] = {
     {"any-int", OPT_INT, AT(any_int), "0", -1e19, 1e19, NULL, "Other", "N", "any integer"},
     {"any-float", OPT_FLOAT, AT(any_float), "0", -DBL_MAX, DBL_MAX, NULL, "Other", "X", "any number"},
     {"prompt", OPT_STRING, AT(prompt), NULL, 0, 0, NULL, "Other", "TEXT", "text to go on from"},
+    {"batch", OPT_INT, AT(batch), "8", 1, 64, "auto", "Other", "N", "a number or a word"},
     {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Other", NULL, "this text"},
 };
 enum { N_ROWS = sizeof rows / sizeof rows[0] };
@@ -45,6 +46,22 @@ static bool parse(Values *v, OptionSource *sources, Error *e, const char *const 
     return options_parse(&table, v, sources, argc, argv, NULL, NULL, e);
 }
 #define WORDS(...) (const char *const[]){__VA_ARGS__, NULL}
+
+TEST(a_word_in_place_of_a_number) {
+    Values v;
+    Error e;
+    EXPECT(parse(&v, NULL, &e, WORDS("--batch", "auto")) && v.batch == 0, "%s", e.text);
+    char *text = options_to_config(&table, &v);
+    EXPECT(strstr(text, "batch = auto\n"), "%s", text);
+    options_free(&table, &v);
+    EXPECT(file_replace(config_path, text, strlen(text), &e) && parse(&v, NULL, &e, WORDS("--config", config_path)) && v.batch == 0, "%s", e.text);
+    options_free(&table, &v);
+    free(text);
+    EXPECT(parse(&v, NULL, &e, WORDS(NULL)) && v.batch == 8, "%s", e.text);
+    options_free(&table, &v);
+    EXPECT(!parse(&v, NULL, &e, WORDS("--batch", "0")) && strstr(e.text, "an integer from 1 to 64, or auto"), "%s", e.text);
+    EXPECT(!parse(&v, NULL, &e, WORDS("--batch", "automatic")) && strstr(e.text, ", or auto"), "%s", e.text);
+}
 
 TEST(defaults_and_sources) {
     Values v;
@@ -365,6 +382,7 @@ int main(int argc, char **argv) {
     if (!mkdtemp(work)) return perror(work), 1;
     config_path = path_join(work, "config");
     RUN(defaults_and_sources);
+    RUN(a_word_in_place_of_a_number);
     RUN(integers);
     RUN(floats);
     RUN(booleans);

@@ -62,6 +62,16 @@ expect "same losses and norms" cmp -s <(losses "$work/a") <(losses "$work/b")
 expect "same tensors" test "$(tensor_hash "$work/a/step_00000040")" = "$(tensor_hash "$work/b/step_00000040")"
 done_case
 
+# With limits on, each result is read before the next step is issued; without, one step late. The limits here are never reached.
+test_case results_read_late_are_the_same
+run 0 --data "$work/text.txt" --out "$work/late" "${small[@]}" --steps 40 --skip-loss-z 1e6
+expect "same losses and norms" cmp -s <(losses "$work/a") <(losses "$work/late")
+expect "same tensors" test "$(tensor_hash "$work/a/step_00000040")" = "$(tensor_hash "$work/late/step_00000040")"
+steps_in() { sed -nE 's/.*"kind":"(step|validation)".*"step":([0-9]+).*/\1 \2/p' "$1/metrics.jsonl"; }
+expect "same order of records" cmp -s <(steps_in "$work/a") <(steps_in "$work/late")
+expect "each step takes time" test "$(grep -cE '"kind":"step".*"ms":0(\.0|,)' "$work/a/metrics.jsonl")" -le 4
+done_case
+
 test_case validation_and_samples_leave_training_alone
 run 0 --data "$work/text.txt" --out "$work/c" "${small[@]}" --steps 40 --val-every 0
 expect "same losses and norms" cmp -s <(losses "$work/a") <(losses "$work/c")
@@ -273,6 +283,26 @@ expect "ranks count in the total batch" says 'processes 64 = 1048576'
 run 0 --dry-run --model gpt2-xl --batch 16 --total-batch 1048576 --processes 64 --tokens 32G
 expect "parameters" says '1557611200'
 expect "FLOPs" says '9817977600'
+run 0 --dry-run --model gpt2 --batch 4 --dtype bf16 --steps 10
+expect "weights of 2 bytes, float32 master weights" says '237.42 MiB  weights' && expect "master" says '474.85 MiB  master'
+done_case
+
+# As many samples at a time as memory holds: here all, so the largest number that divides the step's samples, which are all of them.
+test_case batch_auto
+run 0 --data "$work/text.txt" --out "$work/auto" "${small[@]}" --batch auto --total-batch 4096 --steps 2 --val-every 0
+expect "says what and why" says '^batch: 128 \(the largest that fits and divides'
+expect "uses it" says 'micro-batch 128 x 32 tokens, 1 accumulated'
+expect "what is left" says 'memory .* free beside them'
+expect "kept as it was asked for" grep -q '^batch = auto' "$work/auto/config.txt"
+run 0 --eval-only --init-from "$work/auto" --val "$work/auto/data/val.bin" --tokenizer "$work/auto/data/tokenizer" --batch auto
+done_case
+
+test_case rounding_is_a_fact_of_the_run
+run 0 --data "$work/text.txt" --out "$work/sr" "${small[@]}" --steps 4 --rounding stochastic
+run 2 --data "$work/text.txt" --out "$work/sr" "${small[@]}" --steps 4
+expect "names it" says 'rounding \(class optimizer\): recorded "stochastic", now "nearest"'
+run 0 --data "$work/text.txt" --out "$work/sr" "${small[@]}" --steps 4 --allow-change optimizer
+expect "nothing on the CPU about its speed" test "$(grep -c mfu "$work/sr/metrics.jsonl")" -eq 0
 done_case
 
 test_case bad_usage_is_one_clear_message
@@ -291,6 +321,11 @@ done <<'CASES'
 3|no such file|--data /nonexistent/file --out "$work/zz2"
 2|known|--dry-run --model gpt9
 2|bf16|--data x --out y --dtype bf16
+2|cudnn|--data x --out y --attention cudnn
+2|built without CUDA; use|--data x --out y --device cuda
+2|or auto|--data x --out y --batch no
+2|give a number|--dry-run --batch auto
+3|one sample of|--data "$work/a/data/train.bin" --vocab-size 300 --tokenizer "$work/a/data/tokenizer" --out "$work/zz3" --model gpt3-13b --batch auto
 CASES
 done_case
 

@@ -11,11 +11,11 @@
 /* ---- ops as data -------------------------------------------------------------------------------------------------- */
 
 /* Distinct primes, so that a wrong shape gives a wrong number; C = H D. */
-enum { SB = 2, ST = 3, SH = 5, SD = 7, SC = SH * SD, SN = 11, SV = 13, SOC = 17, Sn = 19 };
+enum { SB = 2, ST = 3, SH = 5, SD = 7, SC = SH * SD, SN = 11, SV = 13, SOC = 17, Sn = 19, SVp = 23 };
 /* The arguments of an op with every size set to its letter's prime. */
 static void set_letters(OpId op, AnyArgs *args) {
     static const struct { const char *letter; size_t value; } letters[] = {
-        {"B", SB}, {"T", ST}, {"C", SC}, {"N", SN}, {"V", SV}, {"OC", SOC}, {"H", SH}, {"D", SD}, {"n", Sn}};
+        {"B", SB}, {"T", ST}, {"C", SC}, {"N", SN}, {"V", SV}, {"Vp", SVp}, {"OC", SOC}, {"H", SH}, {"D", SD}, {"n", Sn}};
     OpCase k = {.op = op, .absent = ""};
     memset(args, 0, sizeof *args);
     OpSize sizes[OP_MAX_SIZES];
@@ -29,7 +29,7 @@ static void set_letters(OpId op, AnyArgs *args) {
 /* Elements of a shape as ops.h writes it, "(B, T, 3C)". */
 static size_t shape_elements(const char *s) {
     static const struct { const char *letter; size_t value; } letters[] = {
-        {"OC", SOC}, {"B", SB}, {"T", ST}, {"C", SC}, {"N", SN}, {"V", SV}, {"n", Sn}};
+        {"OC", SOC}, {"Vp", SVp}, {"B", SB}, {"T", ST}, {"C", SC}, {"N", SN}, {"V", SV}, {"n", Sn}};
     size_t product = 1;
     for (s++; *s && *s != ')';) {
         if (isdigit((unsigned char)*s)) { product *= (size_t)strtoul(s, (char **)&s, 10); continue; }
@@ -87,7 +87,7 @@ TEST(tables_agree_with_header) {
     static char text[100000];
     text[fread(text, 1, sizeof text - 1, f)] = 0;
     fclose(f);
-    Backend *null = null_backend_create();
+    Backend *null = null_backend_create("fp32");
     for (int op = 0; op < OP_COUNT; op++) {
         AnyArgs args;
         set_letters((OpId)op, &args);
@@ -106,7 +106,7 @@ TEST(tables_agree_with_header) {
 
 /* Each row's field is where the handle is: a pointer written there comes back in that row and no other. */
 TEST(tables_find_their_fields) {
-    Backend *null = null_backend_create();
+    Backend *null = null_backend_create("fp32");
     char target;
     for (int op = 0; op < OP_COUNT; op++) {
         AnyArgs args;
@@ -126,7 +126,7 @@ TEST(tables_find_their_fields) {
 }
 
 TEST(bytes_and_flops) {
-    Backend *null = null_backend_create();
+    Backend *null = null_backend_create("fp32");
     float x;
     void *p = &x;
     LinearBackward lb = {.dinp = {p}, .dw = {p}, .db = {p}, .dout = {p}, .inp = {p}, .w = {p}, .N = 2, .C = 3, .OC = 5};
@@ -138,6 +138,11 @@ TEST(bytes_and_flops) {
     EXPECT(op_bytes(null, OP_embed_forward, &ef) == 4.0 * (30 + 6 + 30 + 15), "%g", op_bytes(null, OP_embed_forward, &ef));
     AttentionForward af = {.B = 2, .T = 4, .H = 3, .D = 5};
     EXPECT(op_flops(OP_attention_forward, &af) == 2 * 2 * 2.0 * 3 * 4 * 4 * 5 / 2, "%g", op_flops(OP_attention_forward, &af));
+    AttentionDecode ad = {.B = 2, .T = 9, .H = 3, .D = 5, .n = 2, .position = 4}; /* keys: 5, then 6 */
+    EXPECT(op_flops(OP_attention_decode, &ad) == 2 * 2 * 2.0 * 3 * 5 * (5 + 6), "%g", op_flops(OP_attention_decode, &ad));
+    Backend *half = null_backend_create("bf16");
+    EXPECT(op_bytes(half, OP_embed_forward, &ef) == 4.0 * 6 + 2.0 * (30 + 30 + 15) && !strcmp(half->dtype, "bf16"), "%g", op_bytes(half, OP_embed_forward, &ef));
+    half->destroy(half);
     Operand step = {.kind = KIND_STEP, .n = 1};
     EXPECT(operand_bytes(null, &step) == sizeof(StepState), "%zu", operand_bytes(null, &step));
     null->destroy(null);
@@ -146,7 +151,7 @@ TEST(bytes_and_flops) {
 /* ---- null --------------------------------------------------------------------------------------------------------- */
 
 TEST(null_accounts_for_memory) {
-    Backend *null = null_backend_create();
+    Backend *null = null_backend_create("fp32");
     Error e = {0};
     char *a = null->alloc(null, MEM_WEIGHTS, "a", 1000, &e), *b = null->alloc(null, MEM_WEIGHTS, "b", (size_t)1 << 45, &e);
     char *c = null->alloc(null, MEM_SCRATCH, "c", 1, &e);
@@ -189,7 +194,7 @@ static void absent_gelu(Backend *b, char *p) { b->gelu_forward(b, &(GeluForward)
 static void freed_gelu(Backend *b, char *p) { b->release(b, p); good_gelu(b, p); }
 
 TEST(null_finds_wrong_operands) {
-    Backend *null = null_backend_create();
+    Backend *null = null_backend_create("fp32");
     Error e = {0};
     char *p = null->alloc(null, MEM_OTHER, "p", 2024, &e);
     EXPECT(!aborts(good_gelu, null, p), "a good call aborts");
@@ -348,7 +353,7 @@ TEST(trace_summary_adds_up) {
 TEST(trace_stays_whole_beyond_its_limit) {
     char *path = temporary_file();
     Error e = {0};
-    Backend *null = null_backend_create(), *trace = trace_backend_create(null, path, &e);
+    Backend *null = null_backend_create("fp32"), *trace = trace_backend_create(null, path, &e);
     float *p = trace->alloc(trace, MEM_OTHER, "p", 8, &e);
     for (int i = 0; i < 200100; i++) trace->gelu_forward(trace, &(GeluForward){.out = {p}, .pre_gelu = {p + 1}, .n = 1});
     destroy_quietly(trace);
@@ -459,7 +464,7 @@ static StepResult train_two_steps(Backend *b, Keep keep) {
 TEST(training_through_wrappers) {
     static const Keep keeps[] = {KEEP_ALL, KEEP_NO_GELU, KEEP_RESIDUAL};
     for (int i = 0; i < 3; i++) {
-        Backend *first = cpu(), *second = cpu(), *null = null_backend_create();
+        Backend *first = cpu(), *second = cpu(), *null = null_backend_create("fp32");
         StepResult plain = train_two_steps(first, keeps[i]);
         Backend *tee = tee_backend_create(first, second, 0, stdout), *count = count_backend_create(tee);
         StepResult wrapped = train_two_steps(count, keeps[i]);

@@ -43,6 +43,7 @@ static void range_text(const Option *o, char *out, size_t n) {
     else if (has_low) snprintf(out, n, "%s of at least %s", what, low);
     else if (has_high) snprintf(out, n, "%s of at most %s", what, high);
     else snprintf(out, n, "%s", what);
+    if (o->choices) snprintf(out + strlen(out), n - strlen(out), ", or %s", o->choices);
 }
 
 /* [+-]digits[.digits][e[+-]digits][k|M|G] taken apart. */
@@ -121,6 +122,7 @@ static bool number_set(const Option *o, void *at, const char *label, const char 
     int64_t integer = 0;
     double real = 0;
     const char *why = "";
+    if (o->choices && !strcmp(text, o->choices)) return memset(at, 0, sizeof integer), true;
     if (!number_parse(text, &number)) why = o->type == OPT_INT ? " (like 1000, 10k, 2M or 1e9)" : " (like 0.1 or 1e-4)";
     else if (o->type == OPT_INT) {
         if (!number_to_int(&number, &integer)) why = " that fits 64 bits";
@@ -470,6 +472,7 @@ char *options_value_text(const OptionTable *table, const void *values, int i) {
     case OPT_BOOL: memcpy(&yes, at, sizeof yes); return xstrdup(yes ? "true" : "false");
     case OPT_INT:
         memcpy(&integer, at, sizeof integer);
+        if (!integer && o->choices) return xstrdup(o->choices);
         return integer || o->default_text ? xasprintf("%lld", (long long)integer) : NULL;
     case OPT_FLOAT:
         memcpy(&real, at, sizeof real);

@@ -11,7 +11,7 @@ extern "C" {
 
 typedef enum {
     OPT_BOOL,   /* bool */
-    OPT_INT,    /* int64_t; accepts 1000, 10k, 2M, 1G (powers of 1000) and 1e9; range [min, max] */
+    OPT_INT,    /* int64_t; accepts 1000, 10k, 2M, 1G (powers of 1000) and 1e9; range [min, max]; the word in choices, if any, stands for 0 */
     OPT_FLOAT,  /* double; range [min, max]; NaN and infinity are refused */
     OPT_STRING, /* const char * (NULL when absent and no default) */
     OPT_CHOICE  /* const char *, one of choices "a|b|c" */
@@ -23,7 +23,7 @@ typedef struct {
     size_t offset;            /* of the field in the program's options struct */
     const char *default_text; /* parsed like a value; NULL = zero/NULL ("not given") */
     double min, max;          /* OPT_INT, OPT_FLOAT */
-    const char *choices;      /* OPT_CHOICE */
+    const char *choices;      /* OPT_CHOICE; OPT_INT: one word */
     const char *group;        /* heading in --help; rows of a group stand together */
     const char *value_name;   /* FILE, N, ... in --help; NULL for booleans */
     const char *help;

@@ -14,6 +14,12 @@ void version_print(FILE *out) {
 #ifdef LLMC_OPENBLAS
     fprintf(out, ", OpenBLAS");
 #endif
+#ifdef LLMC_CUDA
+    fprintf(out, ", CUDA");
+#endif
+#ifdef LLMC_EMU
+    fprintf(out, ", CUDA emulator (test build)");
+#endif
 #ifdef LLMC_FAULT_INJECTION
     fprintf(out, ", fault injection (test build)");
 #endif

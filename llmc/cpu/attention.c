@@ -133,6 +133,49 @@ void cpu_attention_forward(Backend *b, const AttentionForward *a) {
     }
 }
 
+/* The row of one new token in one head: weights over the cached keys, then the sum of values. p: room for as many weights as keys.
+ * Keys and values of one position are 2C apart. */
+static void decode_row(float *out, const float *q, const float *k, const float *v, size_t row, size_t keys, size_t D, float *p) {
+    float max = -INFINITY, scale = (float)(1 / sqrt((double)D));
+    for (size_t j = 0; j < keys; j++) {
+        vf dot = {0};
+        float sum = 0;
+        size_t d = 0;
+        for (; d + VW <= D; d += VW) dot = vf_fma(vf_load(q + d), vf_load(k + j * row + d), dot);
+        for (; d < D; d++) sum += q[d] * k[j * row + d];
+        for (int l = 0; l < VW; l++) sum += dot[l];
+        p[j] = sum * scale;
+        if (!(p[j] <= max)) max = p[j]; /* a NaN stays and spoils the row, as it should */
+    }
+    double sum = 0;
+    for (size_t j = 0; j < keys; j++) sum += (double)(p[j] = expf(p[j] - max));
+    memset(out, 0, D * sizeof *out);
+    for (size_t j = 0; j < keys; j++)
+        for (size_t d = 0; d < D; d++) out[d] += p[j] * v[j * row + d];
+    float inverse = (float)(1 / sum);
+    for (size_t d = 0; d < D; d++) out[d] *= inverse;
+}
+
+void cpu_attention_decode(Backend *b, const AttentionDecode *a) {
+    CHECK(a->B && a->H && a->D && a->n && a->n <= a->T && a->position <= a->T - a->n,
+          "attention_decode: B %zu, T %zu, H %zu, D %zu, n %zu, position %zu", a->B, a->T, a->H, a->D, a->n, a->position);
+    float *scratch = cpu_scratch(b, (size_t)cpu_threads() * a->T * sizeof(float), "attention_decode"); /* whatever the position */
+    if (!scratch) return;
+    CHECK(a->out.p && a->cache.p && a->qkv.p, "attention_decode: operand absent");
+    size_t C = a->H * a->D, n = a->n, jobs = a->B * n * a->H;
+    float *cache = a->cache.p, *out = a->out.p;
+    const float *qkv = a->qkv.p;
+    for (size_t i = 0; i < a->B * n; i++)
+        memcpy(cache + (i / n * a->T + a->position + i % n) * 2 * C, qkv + i * 3 * C + C, 2 * C * sizeof(float));
+#pragma omp parallel for schedule(dynamic) if (jobs > 1 && jobs * (a->position + n) * a->D > 8192)
+    for (size_t job = 0; job < jobs; job++) {
+        size_t i = job / a->H, h = job % a->H;
+        const float *k = cache + i / n * a->T * 2 * C + h * a->D;
+        decode_row(out + i * C + h * a->D, qkv + i * 3 * C + h * a->D, k, k + C, 2 * C, a->position + i % n + 1, a->D,
+                   scratch + (size_t)cpu_thread() * a->T);
+    }
+}
+
 typedef struct {
     float *q, *dout, *k, *kt, *vt, *dk, *dv, *p, *ds, *dq, *delta; /* dq, delta: all T rows, padded to tiles */
 } BackwardScratch;

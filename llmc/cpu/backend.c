@@ -26,13 +26,11 @@ static bool out_of_memory(const Backend *b, MemClass class_, const char *what, s
                 (double)machine_bytes() / 1048576, table);
 }
 
-static bool fits(const Backend *b, size_t bytes) {
+/* Of the machine's memory; other programs may have some of it. */
+static size_t cpu_room(Backend *b) {
     size_t room = machine_bytes();
-    for (int i = 0; i < MEM_CLASS_COUNT; i++) {
-        if (b->memory[i] > room) return false;
-        room -= b->memory[i];
-    }
-    return bytes <= room;
+    for (int i = 0; i < MEM_CLASS_COUNT; i++) room -= size_min(room, b->memory[i]);
+    return room;
 }
 
 static void count_memory(CpuBackend *cpu, void *p, MemClass class_, size_t bytes) {
@@ -50,7 +48,7 @@ static void *cpu_alloc(Backend *b, MemClass class_, const char *what, size_t byt
     void *p = NULL;
     size_t room = bytes ? bytes : 1;
     CHECK(class_ < MEM_CLASS_COUNT, "%s: memory class %d", what, (int)class_);
-    if (!fits(b, room) || posix_memalign(&p, room >= 2 * huge ? huge : 256, room)) {
+    if (room > cpu_room(b) || posix_memalign(&p, room >= 2 * huge ? huge : 256, room)) {
         out_of_memory(b, class_, what, bytes, e);
         return NULL;
     }
@@ -79,6 +77,19 @@ static void cpu_upload(Backend *b, void *to, const void *from_host, size_t bytes
 static void cpu_download(Backend *b, void *to_host, const void *from, size_t bytes) {
     (void)b;
     if (bytes) memcpy(to_host, from, bytes);
+}
+
+/* What was issued is done: the copy is made at once. */
+static void cpu_post(Backend *b, int slot, const void *from, size_t bytes) {
+    CpuBackend *cpu = (CpuBackend *)b;
+    CHECK(slot >= 0 && slot < POST_SLOTS && bytes <= POST_BYTES, "post of %zu bytes in slot %d", bytes, slot);
+    memcpy(cpu->posts[slot].content, from, cpu->posts[slot].bytes = bytes);
+}
+
+static void cpu_collect(Backend *b, int slot, void *to_host, size_t bytes) {
+    CpuBackend *cpu = (CpuBackend *)b;
+    CHECK(slot >= 0 && slot < POST_SLOTS && bytes <= cpu->posts[slot].bytes, "collect of %zu bytes from slot %d", bytes, slot);
+    memcpy(to_host, cpu->posts[slot].content, bytes);
 }
 
 static void cpu_fill_zero(Backend *b, void *p, size_t bytes) {
@@ -122,6 +133,16 @@ static void cpu_mark(Backend *b, Mark mark, size_t unit) {
     (void)b; (void)mark; (void)unit;
 }
 
+/* Nothing is gained by recording calls that the CPU has to make anyway. */
+static bool cpu_replay(Backend *b, uint64_t key) {
+    (void)b; (void)key;
+    return false;
+}
+
+static void cpu_record_end(Backend *b, uint64_t key) {
+    (void)b; (void)key;
+}
+
 static void cpu_sync(Backend *b) {
     (void)b;
 }
@@ -140,11 +161,15 @@ Backend *cpu_backend_create(Error *e) {
     b->name = "cpu";
     b->dtype = "fp32";
     b->elem_bytes = sizeof(float);
+    b->gelu_rounds_first = true;
     b->alloc = cpu_alloc;
     b->release = cpu_release;
     b->upload = cpu_upload;
     b->download = cpu_download;
     b->fill_zero = cpu_fill_zero;
+    b->room = cpu_room;
+    b->post = cpu_post;
+    b->collect = cpu_collect;
     b->attention_saved_bytes = cpu_attention_saved_bytes;
 #define LLMC_CPU_OP(op, Args) b->op = cpu_##op;
     LLMC_OPS(LLMC_CPU_OP)
@@ -152,6 +177,8 @@ Backend *cpu_backend_create(Error *e) {
     b->plan_begin = cpu_plan_begin;
     b->plan_end = cpu_plan_end;
     b->mark = cpu_mark;
+    b->replay = cpu_replay;
+    b->record_end = cpu_record_end;
     b->sync = cpu_sync;
     b->destroy = cpu_destroy;
     return b;

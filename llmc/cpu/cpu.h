@@ -24,6 +24,7 @@ typedef struct {
     size_t need;              /* bytes: most scratch that any op stated so far, in all plans */
     void *scratch;
     size_t scratch_bytes;
+    struct { size_t bytes; char content[POST_BYTES]; } posts[POST_SLOTS];
 } CpuBackend;
 
 /* Scratch of one op, 256-byte aligned, content undefined. NULL while planning: the op then returns at once. */

@@ -74,8 +74,9 @@ static void head_chunk(const HeadLoss *a, size_t n0, size_t rows, float *logits,
                      .b_col = 1, .M = a->V, .N = a->C, .K = rows, .add = true}, scratch);
 }
 
+/* Rows of w and dw from V on are left out: they count for nothing and gain nothing. */
 void cpu_head_loss(Backend *b, const HeadLoss *a) {
-    CHECK(a->N && a->C && a->V, "head_loss: N %zu, C %zu, V %zu", a->N, a->C, a->V);
+    CHECK(a->N && a->C && a->V && a->Vp >= a->V, "head_loss: N %zu, C %zu, V %zu, Vp %zu", a->N, a->C, a->V, a->Vp);
     size_t rows = chunk_rows(a), stride = round_up(a->V, 64);
     char *scratch = cpu_scratch(b, cpu_gemm_scratch_bytes() + rows * stride * sizeof(float), "head_loss");
     if (!scratch) return;

@@ -99,6 +99,7 @@ void cpu_adamw(Backend *b, const AdamW *a) {
     }
 }
 
+/* Here, as in adamw, the compute type holds every float: whichever way it is rounded, the value stays. */
 void cpu_cast_params(Backend *b, const CastParams *a) {
     CHECK(a->n, "cast_params: n = 0");
     if (cpu_planning(b)) return;

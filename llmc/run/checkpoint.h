@@ -23,8 +23,9 @@ typedef struct {
 } TrainState;
 
 /* What must not change between the parts of a run, as name = value lines; each line belongs to a class ("data", "tokenizer", "shape",
- * "batch", "schedule", "optimizer", ...) that --allow-change takes. A value of NULL (not given) is recorded as empty. */
-typedef struct { const char *class_name, *name, *value; } FixedFact;
+ * "batch", "schedule", "optimizer", ...) that --allow-change takes. A value of NULL (not given) is recorded as empty. A fact that came
+ * with a later version has `absent`: what a checkpoint without it means; with that value it is not recorded either. */
+typedef struct { const char *class_name, *name, *value, *absent; } FixedFact;
 typedef struct {
     char run_id[33];          /* random, made when the run starts; in every file of the run */
     const FixedFact *facts;

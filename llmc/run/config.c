@@ -22,13 +22,13 @@ static const Option options[] = {
     {"save-every", OPT_INT, AT(save_every), "500", 0, 1e15, NULL, "Run", "N", "write a checkpoint every N steps, besides the one at the end or at a stop; 0: only those"},
     {"keep", OPT_INT, AT(keep), "3", 1, 1e9, NULL, "Run", "K", "keep the newest K checkpoints, remove older ones"},
     {"keep-every", OPT_INT, AT(keep_every), "0", 0, 1e15, NULL, "Run", "M", "but keep every checkpoint whose step is a multiple of M; 0: none"},
-    {"allow-change", OPT_STRING, AT(allow_change), NULL, 0, 0, NULL, "Run", "CLASSES", "let a resumed run differ in what is otherwise refused: data, tokenizer, batch, schedule, optimizer, seed (comma separated)"},
+    {"allow-change", OPT_STRING, AT(allow_change), NULL, 0, 0, NULL, "Run", "CLASSES", "let a resumed run differ in what is otherwise refused: data, tokenizer, batch, schedule, optimizer, device, seed (comma separated)"},
     {"log-every", OPT_INT, AT(log_every), "1", 1, 1e9, NULL, "Run", "N", "print a line every N steps; metrics.jsonl has all steps"},
     {"trace", OPT_STRING, AT(trace), NULL, 0, 0, NULL, "Run", "FILE", "write a timeline of the first steps that chrome://tracing or Perfetto opens"},
     {"trace-steps", OPT_INT, AT(trace_steps), "5", 1, 1e6, NULL, "Run", "N", "how many steps the timeline covers"},
     {"config", OPT_STRING, AT(config), NULL, 0, 0, NULL, "Run", "FILE", "read options from lines `name = value` (a run's config.txt is one); the command line wins"},
 
-    {"batch", OPT_INT, AT(batch), "8", 1, 1 << 20, NULL, "Length and batch", "B", "samples computed at a time (micro-batch); memory grows with it"},
+    {"batch", OPT_INT, AT(batch), "8", 1, 1 << 20, "auto", "Length and batch", "B", "samples computed at a time (micro-batch); memory grows with it; auto: as many as fit the memory that is free at the start (a resumed run chooses again)"},
     {"total-batch", OPT_INT, AT(total_batch), "0", 0, 1e12, NULL, "Length and batch", "TOKENS", "tokens per step, a multiple of --batch x --seq-len, reached by gradient accumulation; 0: one micro-batch"},
     {"steps", OPT_INT, AT(steps), "0", 0, 1e12, NULL, "Length and batch", "N", "train for N steps; give one of --steps, --tokens, --epochs; none of them: 2000 steps"},
     {"tokens", OPT_INT, AT(tokens), "0", 0, 1e16, NULL, "Length and batch", "N", "or for N tokens, rounded up to a whole step"},
@@ -63,8 +63,17 @@ static const Option options[] = {
     {"top-k", OPT_INT, AT(top_k), "0", 0, 1 << 24, NULL, "Generation", "K", "choose among the K likeliest tokens; 0: among all"},
     {"top-p", OPT_FLOAT, AT(top_p), "1", 0, 1, NULL, "Generation", "P", "choose among the fewest likeliest tokens that together have probability P"},
 
-    {"device", OPT_CHOICE, AT(device), "cpu", 0, 0, "cpu|cuda", "Machine", "NAME", "where to compute; this build has cpu"},
-    {"dtype", OPT_CHOICE, AT(dtype), "fp32", 0, 0, "fp32|bf16", "Machine", "NAME", "number format of weights and activations; the cpu has fp32"},
+    {"device", OPT_CHOICE, AT(device), "auto", 0, 0, "auto|cpu|cuda|emu", "Machine", "NAME", "where to compute; auto: a GPU where the program is built with CUDA and one is there, else the CPU; emu: CUDA emulated on a CPU, in test builds"},
+    {"gpu", OPT_INT, AT(gpu), "0", 0, 1023, NULL, "Machine", "N", "which of the visible GPUs"},
+    {"dtype", OPT_CHOICE, AT(dtype), "auto", 0, 0, "auto|fp32|bf16", "Machine", "NAME", "number format of weights and activations (master weights, moments and gradients are fp32 in any case); auto: bf16 on a GPU, fp32 on the CPU, which has no other"},
+    {"rounding", OPT_CHOICE, AT(rounding), "nearest", 0, 0, "nearest|stochastic", "Machine", "HOW", "how master weights are rounded to bf16 weights; with fp32 there is nothing to round"},
+    {"attention", OPT_CHOICE, AT(attention), "ours", 0, 0, "ours|cudnn", "Machine", "WHOSE", "attention on a GPU in bf16: own kernels, or cuDNN's where the build has it"},
+    {"head-chunk", OPT_INT, AT(head_chunk), "0", 0, 1 << 30, NULL, "Machine", "ROWS", "rows of logits that exist at a time, less memory for more passes; 0: the backend chooses"},
+    {"fused-gelu", OPT_CHOICE, AT(fused_gelu), "auto", 0, 0, "auto|on|off", "Machine", "HOW", "let the GPU's library take GELU in the product before it, where that is faster; auto: on, but off with --recompute gelu, which then gives the same bits"},
+    {"graphs", OPT_CHOICE, AT(graphs), "on", 0, 0, "on|off", "Machine", "HOW", "record a step's GPU work once and replay it; same bits"},
+    {"plan-file", OPT_STRING, AT(plan_file), NULL, 0, 0, NULL, "Machine", "FILE", "keeps the algorithms chosen for GPU products, so that a resumed run computes the same bits; without it, matmul_plans.txt in --out when training"},
+    {"print-plans", OPT_BOOL, AT(print_plans), NULL, 0, 0, NULL, "Machine", NULL, "print the algorithm of each product before the first step"},
+    {"gpu-stats", OPT_BOOL, AT(gpu_stats), NULL, 0, 0, NULL, "Machine", NULL, "power, temperature, clock and throttling of the GPU in each step's line"},
     {"recompute", OPT_CHOICE, AT(recompute), "none", 0, 0, "none|gelu|block", "Machine", "WHAT", "compute again in the backward what need not be kept (block: most), to save memory; results are the same bits"},
     {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Machine", "N", "CPU threads; 0: one a core"},
     {"processes", OPT_INT, AT(processes), "1", 1, 1 << 20, NULL, "Machine", "N", "with --dry-run: plan for N processes"},
@@ -82,7 +91,7 @@ const OptionTable config_table = {
     "       train_gpt2 --dry-run --model NAME [options]                   show what a run would need",
     options, sizeof options / sizeof *options};
 
-static const char *const change_classes[] = {"data", "tokenizer", "shape", "batch", "schedule", "optimizer", "seed"};
+static const char *const change_classes[] = {"data", "tokenizer", "shape", "batch", "schedule", "optimizer", "device", "seed"};
 enum { N_CHANGE_CLASSES = sizeof change_classes / sizeof *change_classes };
 
 bool change_allowed(const Config *c, const char *class_name) {
@@ -98,7 +107,7 @@ static bool check_allow_change(const Config *c, Error *e) {
         int i = 0;
         while (i < N_CHANGE_CLASSES && (strlen(change_classes[i]) != n || strncmp(word, change_classes[i], n) != 0)) i++;
         if (i == N_CHANGE_CLASSES)
-            return fail(e, EXIT_USAGE, "--allow-change: found \"%.*s\", expected one or several of data,tokenizer,shape,batch,schedule,optimizer,seed", (int)n, word);
+            return fail(e, EXIT_USAGE, "--allow-change: found \"%.*s\", expected one or several of data,tokenizer,shape,batch,schedule,optimizer,device,seed", (int)n, word);
         word = word[n] ? word + n + 1 : NULL;
     }
     return true;
@@ -109,10 +118,7 @@ static bool check_together(const Config *c, Error *e) {
         return fail(e, EXIT_USAGE, "--eval-only, --generate and --dry-run exclude each other; give one");
     if ((c->steps > 0) + (c->tokens > 0) + (c->epochs > 0) > 1)
         return fail(e, EXIT_USAGE, "--steps, --tokens and --epochs exclude each other; give one");
-    if (strcmp(c->device, "cpu") != 0)
-        return fail(e, EXIT_USAGE, "--device %s: this program is built without CUDA; use --device cpu", c->device);
-    if (strcmp(c->dtype, "fp32") != 0)
-        return fail(e, EXIT_USAGE, "--dtype %s: the CPU backend computes in fp32; use --dtype fp32", c->dtype);
+    if (c->dry_run && !c->batch) return fail(e, EXIT_USAGE, "--batch auto looks at the memory that is free; with --dry-run give a number");
     if (c->processes > 1 && !c->dry_run)
         return fail(e, EXIT_USAGE, "--processes %lld: this build trains in one process; several can be planned with --dry-run", (long long)c->processes);
     if ((c->eval_only || c->generate) && !c->init_from)

@@ -20,7 +20,7 @@ typedef struct {
     const char *out, *resume, *allow_change, *config, *trace;
     int64_t save_every, keep, keep_every, log_every, trace_steps;
     /* batch and length */
-    int64_t batch, total_batch, steps, tokens, epochs;
+    int64_t batch /* 0: auto */, total_batch, steps, tokens, epochs;
     /* optimizer */
     double lr, final_lr, decay_fraction, weight_decay, beta1, beta2, eps, grad_clip, skip_loss_z, skip_norm_z;
     const char *lr_schedule;
@@ -32,8 +32,9 @@ typedef struct {
     int64_t max_tokens, top_k;
     double temperature, top_p;
     /* machine */
-    const char *device, *dtype, *recompute;
-    int64_t threads, processes;
+    const char *device, *dtype, *recompute, *attention, *rounding, *fused_gelu, *graphs, *plan_file;
+    int64_t threads, processes, head_chunk, gpu;
+    bool print_plans, gpu_stats;
 } Config;
 
 extern const OptionTable config_table;

@@ -1,6 +1,4 @@
-/* Sampling, generation by full forwards, and evaluation in file order.
- * No cache of keys and values: each token costs one forward over its context, which keeps generation inside the same model code
- * as training. Text and tokenizers are the caller's. */
+/* Sampling, generation over a cache of keys and values, and evaluation in file order. Text and tokenizers are the caller's. */
 #include "generate.h"
 #include "../base/rng.h"
 #include <math.h>
@@ -68,37 +66,59 @@ int32_t sample_token(float *logits, size_t V, const Sampling *sampling, uint64_t
 
 /* ---- generation --------------------------------------------------------------------------------------------------- */
 
-/* Logits of the token after the context, computed over the context's positions alone. */
-static void next_logits(GPT2 *model, Acts *acts, const int32_t *context, size_t n, Stat scratch, float *logits) {
-    acts->T = n; /* at most what they were made for */
-    gpt2_forward(model, acts, context, NULL);
-    gpt2_logits(model, acts, n - 1, scratch, logits);
+/* What gives the logits of the next token: a decoder while the context fits the model; beyond that forwards over the last T tokens, as each
+ * token then stands at another position than before and nothing that is cached holds. */
+typedef struct {
+    Decoder decoder;
+    Acts acts;
+    Stat scratch;
+} Generator;
+
+static void generator_close(Generator *g, GPT2 *model) {
+    if (g->decoder.caches) gpt2_decoder_destroy(&g->decoder, model);
+    if (g->acts.blocks) gpt2_acts_destroy(&g->acts, model);
+    if (g->scratch.p) model->backend->release(model->backend, g->scratch.p);
+}
+
+/* For contexts of n tokens and more, up to `longest`. */
+static bool generator_open(Generator *g, GPT2 *model, size_t n, size_t longest, Error *e) {
+    Backend *be = model->backend;
+    size_t T = model->config.T;
+    *g = (Generator){0};
+    bool ok = n > T || gpt2_decoder_create(&g->decoder, model, longest < T ? longest : T, n, e);
+    if (ok && longest > T)
+        ok = (g->scratch.p = be->alloc(be, MEM_OTHER, "logits of one row", model->config.V * sizeof(float), e)) &&
+             gpt2_acts_create(&g->acts, model, 1, T, KEEP_NONE, false, e);
+    if (!ok) generator_close(g, model);
+    return ok;
+}
+
+static void next_logits(Generator *g, GPT2 *model, const int32_t *tokens, size_t n, float *logits) {
+    size_t T = model->config.T, cached = g->decoder.length;
+    if (n <= T) {
+        gpt2_decode(model, &g->decoder, tokens + cached, n - cached, logits);
+        return;
+    }
+    gpt2_forward(model, &g->acts, tokens + n - T, NULL);
+    gpt2_logits(model, &g->acts, T - 1, g->scratch, logits);
 }
 
 size_t generate(GPT2 *model, int32_t *tokens, size_t n, size_t max_new, int32_t stop, const Sampling *sampling,
                 void (*emit)(void *context, int32_t id), void *context, Error *e) {
     CHECK(n >= 1, "generation begins with at least one token");
     if (max_new == 0) return n;
-    Backend *be = model->backend;
-    size_t V = model->config.V, T = model->config.T, longest = n + max_new - 1;
-    Acts acts;
-    Stat scratch = {be->alloc(be, MEM_OTHER, "logits of one row", V * sizeof(float), e)};
-    if (!scratch.p) return 0;
-    if (!gpt2_acts_create(&acts, model, 1, longest < T ? longest : T, KEEP_NONE, false, e)) {
-        be->release(be, scratch.p);
-        return 0;
-    }
+    size_t V = model->config.V;
+    Generator g;
+    if (!generator_open(&g, model, n, n + max_new - 1, e)) return 0;
     float *logits = xmalloc(V * sizeof *logits);
     for (uint64_t i = 0; i < max_new; i++) {
-        size_t used = n < T ? n : T;
-        next_logits(model, &acts, tokens + n - used, used, scratch, logits);
+        next_logits(&g, model, tokens, n, logits);
         tokens[n] = sample_token(logits, V, sampling, i);
         if (emit) emit(context, tokens[n]);
         if (tokens[n++] == stop) break;
     }
     free(logits);
-    gpt2_acts_destroy(&acts, model);
-    be->release(be, scratch.p);
+    generator_close(&g, model);
     return n;
 }
 

@@ -11,6 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A step between its issuing and its result. */
+typedef struct {
+    double lr, begin, end;            /* end: when issuing it ended */
+    bool lifted;                      /* without limits, after --max-skipped in a row */
+} Issued;
+
 typedef struct {
     Session *session;
     const Config *options;
@@ -21,13 +27,16 @@ typedef struct {
     Loader *loader;
     TrainState state;
     RunIdentity identity;
-    FixedFact facts[24];
+    FixedFact facts[28];
     MetricsLog metrics;
     int64_t saved_step;               /* of the newest checkpoint; -1: none */
     bool unsaved;                     /* the state has changed since */
     double started;                   /* of this process's training */
     int64_t first_step;               /* where this process began, */
     double step_seconds;              /* and how long its steps took together */
+    Issued issued[POST_SLOTS];        /* steps issued whose results are not collected yet, oldest first: state.step knows nothing of them */
+    int n_issued;
+    double done;                      /* when the last collected step was done */
     bool resumed;
     Error *e;                         /* where a failing micro-batch says why */
 } Run;
@@ -48,11 +57,12 @@ static void listen_to_signals(void) {
 
 /* ---- what a resumed run must find unchanged ----------------------------------------------------------------------- */
 
-static void add_fact(Run *r, const char *class_name, const char *name, char *value) {
+static void add_later_fact(Run *r, const char *class_name, const char *name, char *value, const char *absent) {
     CHECK(r->identity.n_facts < sizeof r->facts / sizeof *r->facts, "too many facts at %s", name);
-    r->facts[r->identity.n_facts++] = (FixedFact){class_name, name, value};
+    r->facts[r->identity.n_facts++] = (FixedFact){class_name, name, value, absent};
     r->identity.facts = r->facts;
 }
+static void add_fact(Run *r, const char *class_name, const char *name, char *value) { add_later_fact(r, class_name, name, value, NULL); }
 
 static void collect_facts(Run *r) {
     const Session *s = r->session;
@@ -80,6 +90,11 @@ static void collect_facts(Run *r) {
     add_fact(r, "optimizer", "skip z, loss and norm", xasprintf("%.17g, %.17g", o->skip_loss_z, o->skip_norm_z));
     if (o->skip_loss_z > 0 || o->skip_norm_z > 0) add_fact(r, "optimizer", "max-skipped", xasprintf("%lld", (long long)o->max_skipped));
     add_fact(r, "seed", "seed", xasprintf("%lld", (long long)o->seed));
+    /* what came with GPUs: older runs computed in float32, and rounded nothing */
+    add_later_fact(r, "device", "dtype", xstrdup(r->backend->dtype), "fp32");
+    add_later_fact(r, "device", "attention", xstrdup(o->attention), "ours");
+    add_later_fact(r, "device", "gelu", xstrdup(r->backend->gelu_rounds_first ? "of the rounded sum" : "fused"), "of the rounded sum");
+    add_later_fact(r, "optimizer", "rounding", xstrdup(o->rounding), "nearest");
 }
 
 /* ---- start -------------------------------------------------------------------------------------------------------- */
@@ -87,19 +102,22 @@ static void collect_facts(Run *r) {
 static bool create_all(Run *r, Error *e) {
     const Config *o = r->options;
     Session *s = r->session;
-    r->backend = cpu_backend_create(e);
-    if (r->backend && o->trace) r->trace = trace_backend_create(r->backend, o->trace, e);
-    if (!r->backend || (o->trace && !r->trace)) return false;
+    r->backend = s->backend;
+    if (o->trace && !(r->trace = trace_backend_create(r->backend, o->trace, e))) return false;
     Backend *be = r->trace ? r->trace : r->backend;
-    if (!gpt2_create(&r->model, be, &s->shape, true, e) ||
-        !gpt2_acts_create(&r->acts, &r->model, (size_t)o->batch, s->T, keep_by_name(o->recompute), true, e) ||
-        (s->val.n_shards && !gpt2_acts_create(&r->val_acts, &r->model, (size_t)o->batch, s->T, KEEP_NONE, false, e)) ||
+    if (!gpt2_create(&r->model, be, &s->shape, true, e)) return false;
+    r->model.head_chunk = (size_t)o->head_chunk;
+    if (!gpt2_acts_create(&r->acts, &r->model, s->B, s->T, keep_by_name(o->recompute), true, e) ||
+        (s->val.n_shards && !gpt2_acts_create(&r->val_acts, &r->model, s->B, s->T, KEEP_NONE, false, e)) ||
         !trainer_create(&r->trainer, &r->model, &r->acts, e))
         return false;
-    session_print(s, be->memory, be->name, stdout);
+    session_print(s, be->memory, be->room(be), stdout);
+    session_print_plans(s, stdout);
     if (o->sample_every && !s->tokenizer) printf("no samples will be printed: no tokenizer is known; give --tokenizer DIR\n");
     return true;
 }
+
+static int rounding_of(const Config *o) { return strcmp(o->rounding, "stochastic") == 0 ? ROUND_STOCHASTIC : ROUND_NEAREST; }
 
 /* Newest valid checkpoint, or a new run from --init-from or from the seed. */
 static bool resume_or_begin(Run *r, Error *e) {
@@ -113,6 +131,7 @@ static bool resume_or_begin(Run *r, Error *e) {
         if (!checkpoint_load(path, &r->model, &r->state, &r->identity, o->allow_change, e)) return false;
         printf("resuming from %s: step %lld of %lld%s\n", path, (long long)r->state.step, (long long)r->session->schedule.steps,
                r->session->init_from ? "; the weights are its own, not those of --init-from" : "");
+        gpt2_params_rounded(&r->model, rounding_of(o), r->state.seed, r->state.updates);
         r->saved_step = r->state.step;
         r->state.seed = (uint64_t)o->seed;  /* another one only where --allow-change says so */
         r->resumed = true;
@@ -140,7 +159,7 @@ static bool open_loader(Run *r, Error *e) {
         printf("the new total batch begins at sample %llu; %llu samples of this epoch are passed over\n", (unsigned long long)position,
                (unsigned long long)(position - r->state.samples));
     LoaderConfig config = {.dataset = &s->train, .V = s->shape.V, .seed = r->state.seed, .global_batch = s->samples_per_step,
-                           .rank = 0, .world = 1, .B = (size_t)r->options->batch, .position = position};
+                           .rank = 0, .world = 1, .B = s->B, .position = position};
     r->state.samples = position;
     return (r->loader = loader_create(&config, e)) != NULL;
 }
@@ -154,6 +173,8 @@ static bool open_metrics(Run *r, Error *e) {
     record_string(&record, "run", r->identity.run_id);
     record_string(&record, "build", llmc_build_id());
     record_string(&record, "backend", r->backend->name);
+    if (r->backend->device) record_string(&record, "device", r->backend->device);
+    if (r->backend->peak_flops > 0) record_double(&record, "peak_flops", r->backend->peak_flops);
     record_int(&record, "step", r->state.step);
     record_int(&record, "steps", s->schedule.steps);
     record_int(&record, "parameters", (int64_t)r->model.layout.n_params);
@@ -216,18 +237,6 @@ static bool sample(Run *r, Error *e) {
     return n > 0;
 }
 
-static bool save(Run *r, Error *e) {
-    if (!r->unsaved) return true;
-    double begin = seconds_now();
-    r->state.seconds += begin - r->started;
-    r->started = begin;
-    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return false;
-    r->saved_step = r->state.step;
-    r->unsaved = false;
-    printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
-    return checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e);
-}
-
 static const char *const skip_names[] = {"", "non-finite loss or gradient", "loss above its window", "gradient norm above its window"};
 
 /* "(+0.31z)", or nothing while the window fills. */
@@ -237,18 +246,47 @@ static const char *z_text(char out[16], double z) {
     return out;
 }
 
+/* " | MFU 43.1 %", of a device whose peak is known; nothing on the CPU. FLOPs per token as in the start-up table. */
+static const char *mfu_text(char out[40], const Backend *b, double mfu) {
+    out[0] = 0;
+    if (b->peak_flops > 0) snprintf(out, 40, " | MFU %.1f %%", 100 * mfu);
+    else if (b->device) snprintf(out, 40, " | MFU n/a");
+    return out;
+}
+
+static const char *health_text(char out[200], const DeviceHealth *h) {
+    out[0] = 0;
+    if (!h) return out;
+    int n = snprintf(out, 200, " | %.0f W, %.0f C, %.0f MHz", h->watts, h->celsius, h->sm_mhz);
+    if (h->throttle_text[0]) n += snprintf(out + n, 200 - (size_t)n, ", throttled: %s", h->throttle_text);
+    if (h->ecc_uncorrected > 0) snprintf(out + n, 200 - (size_t)n, ", %lld ECC errors", (long long)h->ecc_uncorrected);
+    return out;
+}
+
+static void record_health(Record *record, const DeviceHealth *h) {
+    record_double(record, "watts", h->watts);
+    record_double(record, "celsius", h->celsius);
+    record_double(record, "sm_mhz", h->sm_mhz);
+    record_double(record, "memory_mhz", h->memory_mhz);
+    record_string(record, "throttled", h->throttle_text);
+    record_int(record, "ecc_uncorrected", h->ecc_uncorrected);
+}
+
 /* seconds: of this step; the time left is estimated from all steps of this process. */
 static bool report_step(Run *r, const StepResult *result, double lr, double z_loss, double z_norm, double seconds, Error *e) {
     const Session *s = r->session;
     double rate = (double)(s->samples_per_step * s->T) / seconds;
+    double mfu = r->backend->peak_flops > 0 ? rate * gpt2_flops_per_token(&s->shape, s->T) / r->backend->peak_flops : (double)NAN;
     int64_t step = r->state.step, steps = s->schedule.steps;
+    DeviceHealth now, *health = r->options->gpu_stats && r->backend->health && r->backend->health(r->backend, &now) ? &now : NULL;
     if (step % r->options->log_every == 0 || step == steps || result->skip) {
         char za[16], zb[16], left[32], tokens[32];
+        char mfu_column[40], health_column[200];
         format_duration(left, r->step_seconds / (double)(step - r->first_step) * (double)(steps - step));
         format_count(tokens, rate);
-        printf("step %*lld/%lld | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms | %s tok/s | ETA %s%s%s\n", (int)snprintf(NULL, 0, "%lld", (long long)steps),
+        printf("step %*lld/%lld | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms | %s tok/s%s%s | ETA %s%s%s\n", (int)snprintf(NULL, 0, "%lld", (long long)steps),
                (long long)step, (long long)steps, (double)result->loss, z_text(za, z_loss), (double)result->grad_norm, z_text(zb, z_norm), lr,
-               1e3 * seconds, tokens, left, result->skip ? " | update skipped: " : "", skip_names[result->skip]);
+               1e3 * seconds, tokens, mfu_text(mfu_column, r->backend, mfu), health_text(health_column, health), left, result->skip ? " | update skipped: " : "", skip_names[result->skip]);
         fflush(stdout);
     }
     Record record;
@@ -261,47 +299,95 @@ static bool report_step(Run *r, const StepResult *result, double lr, double z_lo
     record_double(&record, "lr", lr);
     record_double(&record, "ms", 1e3 * seconds);
     record_double(&record, "tokens_per_second", rate);
+    if (r->backend->device) record_double(&record, "mfu", mfu);
+    if (health) record_health(&record, health);
     record_int(&record, "samples", (int64_t)r->state.samples);
     record_string(&record, "skipped", skip_names[result->skip]);
     return metrics_write(&r->metrics, &record, e);
 }
 
-/* The data cannot go on, but what was trained so far is whole. */
-static void save_before_leaving(Run *r) {
-    Error second = {0};
-    if (r->state.step > 0 && !save(r, &second)) error_print(&second);
+/* When a step was done: now where its result had to be waited for; when its issuing ended where the backend computes as it is called. */
+static double done_time(const Run *r, const Issued *i, double before_collecting) {
+    double now = seconds_now();
+    return now - before_collecting > 1e-4 || i->end <= r->done ? now : i->end;
 }
 
-static bool one_step(Run *r, Error *e) {
+/* Collects the oldest issued step: from here on the state, the log and the monitor know of it. */
+static bool finish_step(Run *r, Error *e) {
     const Config *o = r->options;
     const Session *s = r->session;
     Monitor *monitor = &r->state.monitor;
-    bool lifted = monitor_lifts_limits(monitor, o->max_skipped);
-    StepParams p = {.lr = (float)schedule_lr(&s->schedule, r->state.step), .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
-                    .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
-                    .loss_limit = monitor_limit(&monitor->loss, lifted ? 0 : o->skip_loss_z),
-                    .norm_limit = monitor_limit(&monitor->norm, lifted ? 0 : o->skip_norm_z),
-                    .seed = r->state.seed, .step = r->state.step};
-    double begin = seconds_now();
-    fault_point("step", r->state.step);
-    StepResult result = train_step(&r->trainer, &p, s->n_micro, next_micro_batch, r);
-    if (result.given_up) return save_before_leaving(r), false;
+    Issued i = r->issued[0];
+    memmove(&r->issued[0], &r->issued[1], sizeof r->issued - sizeof *r->issued);
+    r->n_issued--;
+    double before = seconds_now();
+    StepResult result = train_result(&r->trainer);
+    double done = done_time(r, &i, before), seconds = done - fmax(r->done, i.begin);
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
     monitor_step(monitor, result.loss, result.grad_norm, result.skip);
     r->state.step++;
     r->state.updates = result.updates;
     r->state.samples += s->samples_per_step;
     r->unsaved = true;
-    double seconds = seconds_now() - begin;
+    r->done = done;
     r->step_seconds += seconds;
-    if (!report_step(r, &result, (double)p.lr, z_loss, z_norm, seconds, e)) return false;
-    if (lifted && result.skip == SKIP_NONE)
+    if (!report_step(r, &result, i.lr, z_loss, z_norm, seconds, e)) return false;
+    if (i.lifted && result.skip == SKIP_NONE)
         printf("step %lld: applied without limits, as the %lld before it were skipped (--max-skipped)\n", (long long)r->state.step, (long long)o->max_skipped);
     if (monitor->nonfinite_in_row >= o->max_nonfinite)
         return fail(e, EXIT_NONFINITE, "%lld steps in a row had a non-finite loss or gradient norm, up to step %lld; their updates were skipped, so the weights are "
                     "unharmed. The newest checkpoint is of step %lld; lower --lr (with --allow-change schedule), or look at the data",
                     (long long)monitor->nonfinite_in_row, (long long)r->state.step, (long long)r->saved_step);
     return true;
+}
+
+/* Before anything that looks at the state. */
+static bool finish_all(Run *r, Error *e) {
+    while (r->n_issued)
+        if (!finish_step(r, e)) return false;
+    return true;
+}
+
+static bool save(Run *r, Error *e) {
+    if (!finish_all(r, e)) return false;
+    if (!r->unsaved) return true;
+    double begin = seconds_now();
+    r->state.seconds += begin - r->started;
+    r->started = begin;
+    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return false;
+    r->saved_step = r->state.step;
+    r->unsaved = false;
+    printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
+    return checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e);
+}
+
+/* The data cannot go on, but what was trained so far is whole. */
+static void save_before_leaving(Run *r) {
+    Error second = {0};
+    if (finish_all(r, &second) && r->state.step > 0) save(r, &second);
+    if (second.code) error_print(&second);
+}
+
+/* Issues the next step. Its result is collected after the one that follows has been issued, so that the device need not wait for the host;
+ * with limits on loss or norm at once, as each result moves the limits of the next step. */
+static bool one_step(Run *r, Error *e) {
+    const Config *o = r->options;
+    const Session *s = r->session;
+    Monitor *monitor = &r->state.monitor;
+    int64_t step = r->state.step + r->n_issued;
+    bool at_once = o->skip_loss_z > 0 || o->skip_norm_z > 0, lifted = at_once && monitor_lifts_limits(monitor, o->max_skipped);
+    StepParams p = {.lr = (float)schedule_lr(&s->schedule, step), .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
+                    .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
+                    .loss_limit = monitor_limit(&monitor->loss, lifted ? 0 : o->skip_loss_z),
+                    .norm_limit = monitor_limit(&monitor->norm, lifted ? 0 : o->skip_norm_z),
+                    .seed = r->state.seed, .step = step, .rounding = rounding_of(o)};
+    Issued *i = &r->issued[r->n_issued];
+    *i = (Issued){.lr = (double)p.lr, .begin = seconds_now(), .lifted = lifted};
+    fault_point("step", step);
+    if (!train_issue(&r->trainer, &p, s->n_micro, next_micro_batch, r)) return save_before_leaving(r), false;
+    i->end = seconds_now();
+    r->n_issued++;
+    return (!at_once && r->n_issued < POST_SLOTS) || finish_step(r, e);
 }
 
 /* True when something that happens every `every` steps (0: never) is due after `step` steps. */
@@ -315,11 +401,12 @@ static void end_trace(Run *r) {
     printf("trace written to %s\n", r->options->trace);
 }
 
-/* What is due after state.step steps: validation, sample, checkpoint. What a stop cut off, or a crash undid, the resumed run makes up for. */
+/* What is due after the steps issued so far: validation, sample, checkpoint. What a stop cut off, or a crash undid, the resumed run makes up for. */
 static bool between_steps(Run *r, bool last, Error *e) {
     const Config *o = r->options;
-    int64_t step = r->state.step;
+    int64_t step = r->state.step + r->n_issued;
     bool fresh = step > r->first_step;  /* else a resumed run would print its sample again */
+    if ((last || due(o->val_every, step) || due(o->sample_every, step)) && !finish_all(r, e)) return false;
     if ((last || due(o->val_every, step)) && !validate(r, e)) return false;
     if (fresh && o->sample_every && (last || due(o->sample_every, step)) && !stopped() && !sample(r, e)) return false;
     return !(last || stopped() || (step > 0 && due(o->save_every, step))) || save(r, e);
@@ -327,7 +414,7 @@ static bool between_steps(Run *r, bool last, Error *e) {
 
 static int loop(Run *r, Error *e) {
     while (true) {
-        int64_t step = r->state.step;
+        int64_t step = r->state.step + r->n_issued;
         bool last = step >= r->session->schedule.steps;
         if (!between_steps(r, last, e)) return e->code;
         if (last && (!r->session->val.n_shards || r->state.last_val_step == step)) return EXIT_OK;
@@ -336,7 +423,9 @@ static int loop(Run *r, Error *e) {
             return EXIT_REQUEUE;
         }
         if (e->code || !one_step(r, e)) return e->code;
-        if (r->trace && r->state.step - r->first_step >= r->options->trace_steps) end_trace(r);
+        if (!r->trace || r->state.step + r->n_issued - r->first_step < r->options->trace_steps) continue;
+        if (!finish_all(r, e)) return e->code;
+        end_trace(r);
     }
 }
 
@@ -350,7 +439,6 @@ static void close_run(Run *r) {
         if (r->acts.blocks) gpt2_acts_destroy(&r->acts, &r->model);
         gpt2_destroy(&r->model);
     }
-    if (r->backend) r->backend->destroy(r->backend);
     for (size_t i = 0; i < r->identity.n_facts; i++) free((char *)r->facts[i].value);
 }
 
@@ -358,10 +446,11 @@ int run_train(Session *s) {
     Error error = {0}, *e = &error;
     Run r = {.session = s, .options = s->options, .metrics = {.fd = -1}, .e = e,
              .identity = {.tokenizer_dir = s->tokenizer_dir}};
-    collect_facts(&r);
     int code = 0;
     listen_to_signals();
-    if (!create_all(&r, e) || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
+    bool created = create_all(&r, e);
+    if (created) collect_facts(&r);
+    if (!created || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
     if (!code) {
         r.first_step = r.state.step;
         r.started = seconds_now();

@@ -1,4 +1,4 @@
-/* The other things one can do with a model: evaluate it, generate from it, plan a run without allocating. */
+/* The other things one can do with a model: evaluate it, generate from it. */
 #include "generate.h"
 #include "log.h"
 #include "session.h"
@@ -34,29 +34,29 @@ static bool print_evaluation(const Session *s, const Evaluation *v, Error *e) {
 }
 
 /* A model to read from, with activations for B x T when acts is given. */
-static bool open_model(const Session *s, Backend **backend, GPT2 *model, Acts *acts, size_t B, Error *e) {
-    return (*backend = cpu_backend_create(e)) && gpt2_create(model, *backend, &s->shape, false, e) && import_weights(s->init_from, model, e) &&
-           (!acts || gpt2_acts_create(acts, model, B, s->T, KEEP_NONE, false, e));
+static bool open_model(const Session *s, GPT2 *model, Acts *acts, Error *e) {
+    if (!gpt2_create(model, s->backend, &s->shape, false, e) || !import_weights(s->init_from, model, e)) return false;
+    model->head_chunk = (size_t)s->options->head_chunk;
+    return !acts || gpt2_acts_create(acts, model, s->B, s->T, KEEP_NONE, false, e);
 }
 
-static int close_model(Backend *backend, GPT2 *model, Acts *acts, const Error *e) {
+static int close_model(GPT2 *model, Acts *acts, const Error *e) {
     if (acts && acts->blocks) gpt2_acts_destroy(acts, model);
     if (model->backend) gpt2_destroy(model);
-    if (backend) backend->destroy(backend);
     return e->code ? error_print(e) : EXIT_OK;
 }
 
 int run_eval(Session *s) {
     Error error = {0}, *e = &error;
-    Backend *backend = NULL;
     GPT2 model = {0};
     Acts acts = {0};
     Evaluation v;
-    if (open_model(s, &backend, &model, &acts, (size_t)s->options->batch, e)) {
-        session_print(s, backend->memory, backend->name, stderr);
+    if (open_model(s, &model, &acts, e)) {
+        session_print(s, s->backend->memory, s->backend->room(s->backend), stderr);
+        session_print_plans(s, stderr);
         if (evaluate(&model, &acts, &s->val, (uint64_t)s->options->val_batches, NULL, &v, e)) print_evaluation(s, &v, e);
     }
-    return close_model(backend, &model, &acts, e);
+    return close_model(&model, &acts, e);
 }
 
 /* ---- generation --------------------------------------------------------------------------------------------------- */
@@ -76,45 +76,18 @@ int run_generate(Session *s) {
         fail(e, EXIT_USAGE, "%s holds no tokenizer files; give --tokenizer DIR (vocab.json and merges.txt)", s->init_from);
         return error_print(e);
     }
-    Backend *backend = NULL;
     GPT2 model = {0};
     int32_t *ids = NULL, end = tokenizer_end_of_text(s->tokenizer);
     size_t n = 0, capacity = 0;
     if (o->prompt) tokenizer_encode(s->tokenizer, o->prompt, strlen(o->prompt), &ids, &n, &capacity);
     ids = xrealloc(ids, (n + 1 + (size_t)o->max_tokens) * sizeof *ids);
     if (n == 0) ids[n++] = end >= 0 ? end : 0;
-    if (open_model(s, &backend, &model, NULL, 0, e)) {
+    if (open_model(s, &model, NULL, e)) {
         Sampling sampling = {.temperature = o->temperature, .top_k = o->top_k, .top_p = o->top_p, .seed = (uint64_t)o->seed};
         if (o->prompt) fputs(o->prompt, stdout);
         if (generate(&model, ids, n, (size_t)o->max_tokens, end, &sampling, emit_token, s, e)) putchar('\n');
     }
     free(ids);
-    return close_model(backend, &model, NULL, e);
+    return close_model(&model, NULL, e);
 }
 
-/* ---- plan --------------------------------------------------------------------------------------------------------- */
-
-int run_dry(Session *s) {
-    Error error = {0}, *e = &error;
-    const Config *o = s->options;
-    size_t world = (size_t)o->processes;
-    Backend *backend = null_backend_create();
-    GPT2 model;
-    Acts acts, val_acts = {0};
-    bool val = s->val.n_shards > 0 || !o->data || data_is_text(o->data) || o->val;
-    if (!gpt2_create(&model, backend, &s->shape, true, e)) return error_print(e);
-    if (gpt2_acts_create(&acts, &model, (size_t)o->batch, s->T, keep_by_name(o->recompute), true, e) &&
-        (!val || gpt2_acts_create(&val_acts, &model, (size_t)o->batch, s->T, KEEP_NONE, false, e))) {
-        size_t memory[MEM_CLASS_COUNT];
-        memcpy(memory, backend->memory, sizeof memory);
-        /* ZeRO-1: a rank holds its slice of the moments and, where they are apart from the weights, of the master weights. */
-        memory[MEM_OPTIMIZER] = (memory[MEM_OPTIMIZER] + world - 1) / world;
-        memory[MEM_MASTER] = (memory[MEM_MASTER] + world - 1) / world;
-        printf("plan (nothing is allocated%s; scratch of the ops comes on top):\n", world > 1 ? "; memory is per rank, with ZeRO-1" : "");
-        session_print(s, memory, o->device, stdout);
-        if (world > 1) printf("  %-16s %zu\n", "ranks", world);
-        if (val_acts.blocks) gpt2_acts_destroy(&val_acts, &model);
-        gpt2_acts_destroy(&acts, &model);
-    }
-    return close_model(backend, &model, NULL, e);
-}

@@ -62,6 +62,15 @@ static bool settle_shape(Session *s, Error *e) {
     return gpt2_config_check(&trial, e);
 }
 
+/* The backend comes before any work on data, so that a missing GPU is said at once. */
+static bool settle_device(Session *s, Error *e) {
+    const Config *o = s->options;
+    if (o->dry_run) return device_planned(o, s->backend_line) != NULL;
+    if (o->plan_file) s->plan_file = xstrdup(o->plan_file);
+    else if (!o->eval_only && !o->generate) s->plan_file = path_join(o->out, "matmul_plans.txt");
+    return (s->backend = device_open(o, s->plan_file, s->backend_line, e)) != NULL;
+}
+
 /* The vocabulary, once a tokenizer is known (before any text is tokenized, where it is given) or is known not to be. */
 static bool settle_vocabulary(Session *s, Error *e) {
     size_t has = s->tokenizer ? tokenizer_vocab_size(s->tokenizer) : 0, asked = (size_t)s->options->vocab_size;
@@ -87,7 +96,7 @@ static bool settle_vocabulary(Session *s, Error *e) {
 /* Micro-batch and total batch; needs no data. */
 static bool settle_batch(Session *s, Error *e) {
     const Config *o = s->options;
-    size_t T = s->T, B = (size_t)o->batch, unit = B * T * (size_t)o->processes, total = o->total_batch ? (size_t)o->total_batch : unit;
+    size_t T = s->T, B = s->B, unit = B * T * (size_t)o->processes, total = o->total_batch ? (size_t)o->total_batch : unit;
     char ranks[40] = "";
     if (o->processes > 1) snprintf(ranks, sizeof ranks, " x --processes %lld", (long long)o->processes);
     if ((double)B * (double)T * (double)s->shape.C * (double)s->shape.L > 1e15)
@@ -132,15 +141,19 @@ static bool take_lock(Session *s, Error *e) {
 
 bool session_open(Session *s, const Config *options, Error *e) {
     *s = (Session){.options = options, .lock = -1};
-    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_batch(s, e) &&
-           (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) &&
-           (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e) && settle_length(s, e);
+    bool choose = !options->batch && !options->generate; /* the micro-batch, once the vocabulary is known */
+    s->B = options->batch ? (size_t)options->batch : 1;
+    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_device(s, e) && (choose || settle_batch(s, e)) &&
+           (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) && (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e) &&
+           (!choose || (plan_batch(s, e) && settle_batch(s, e))) && settle_length(s, e);
 }
 
 void session_close(Session *s) {
     if (s->train.n_shards) dataset_close(&s->train);
     if (s->val.n_shards) dataset_close(&s->val);
     if (s->tokenizer) tokenizer_free(s->tokenizer);
+    if (s->backend) s->backend->destroy(s->backend);
+    free(s->plan_file);
     free(s->init_from);
     free(s->tokenizer_dir);
     if (s->lock >= 0) close(s->lock);
@@ -160,7 +173,7 @@ static void print_data(const Session *s, FILE *out) {
     }
 }
 
-void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const char *backend_name, FILE *out) {
+void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], size_t room, FILE *out) {
     const GPT2Config *c = &s->shape;
     char text[400], n[32];
     ParamLayout layout;
@@ -173,7 +186,7 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const
     snprintf(text, sizeof text, "%.0f per token (6 N + 6 L C T)", gpt2_flops_per_token(c, s->T));
     row(out, "FLOPs", text);
     gpt2_layout_free(&layout);
-    row(out, "backend", backend_name);
+    row(out, "backend", s->backend_line);
     size_t total = 0;
     for (int i = 0; i < MEM_CLASS_COUNT; i++) {
         if (!memory[i]) continue;
@@ -185,10 +198,13 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const
     format_bytes(n, (double)total);
     snprintf(text, sizeof text, "%12s  together", n);
     row(out, "memory", text);
+    format_bytes(n, (double)room);
+    snprintf(text, sizeof text, "%12s  free beside them", n);
+    if (room != SIZE_MAX) row(out, "memory", text);
     print_data(s, out);
     if (!s->options->eval_only) {
         size_t tokens = s->samples_per_step * s->T;
-        snprintf(text, sizeof text, "%zu tokens a step: micro-batch %lld x %zu tokens, %zu accumulated", tokens, (long long)s->options->batch, s->T, s->n_micro);
+        snprintf(text, sizeof text, "%zu tokens a step: micro-batch %zu x %zu tokens, %zu accumulated", tokens, s->B, s->T, s->n_micro);
         row(out, "batch", text);
         format_count(n, (double)tokens * (double)s->schedule.steps);
         int used = snprintf(text, sizeof text, "%lld, %s tokens", (long long)s->schedule.steps, n);
@@ -197,4 +213,10 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], const
         row(out, "steps", text);
     }
     fflush(out);
+}
+
+void session_print_plans(const Session *s, FILE *out) {
+    if (!s->options->print_plans) return;
+    if (s->backend->print_plans) s->backend->print_plans(s->backend, out);
+    else fprintf(out, "plans: %s has no products that are planned\n", s->backend->name);
 }

@@ -123,6 +123,7 @@ char *state_to_json(const TrainState *state, const RunIdentity *id) {
         json_object_set_new(values, fields[i].name, field_to_json(fields[i].type, (const char *)state + fields[i].offset));
     for (size_t i = 0; i < id->n_facts; i++) {
         const FixedFact *f = &id->facts[i];
+        if (f->absent && strcmp(f->value, f->absent) == 0) continue;
         json_array_append_new(facts, json_pack("{s:s, s:s, s:o}", "class", f->class_name, "name", f->name, "value", fact_text(f->value)));
     }
     json_object_set_new(root, "state", values);
@@ -213,6 +214,7 @@ bool facts_compare(const char *dir, const json_t *root, const RunIdentity *id, c
         const FixedFact *f = &id->facts[i];
         json_t *present = fact_text(f->value);
         const char *recorded = facts_find(root, f->name);
+        if (!recorded) recorded = f->absent;
         if (!recorded || strcmp(recorded, json_string_value(present)) != 0) difference_add(&d, f->class_name, f->name, recorded, f->value);
         json_decref(present);
     }

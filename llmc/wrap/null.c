@@ -86,6 +86,18 @@ static void null_fill_zero(Backend *b, void *p, size_t bytes) {
     CHECK(null_holds((Null *)b, p, bytes), "fill_zero of %zu bytes is not within one allocation", bytes);
 }
 
+static size_t null_room(Backend *b) { (void)b; return SIZE_MAX; }
+
+static void null_post(Backend *b, int slot, const void *from, size_t bytes) {
+    CHECK(slot >= 0 && slot < POST_SLOTS && bytes <= POST_BYTES, "post of %zu bytes in slot %d", bytes, slot);
+    CHECK(null_holds((Null *)b, from, bytes), "post of %zu bytes is not within one allocation", bytes);
+}
+
+static void null_collect(Backend *b, int slot, void *to, size_t bytes) {
+    (void)b, (void)slot;
+    memset(to, 0, bytes);
+}
+
 static size_t null_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size_t D) {
     (void)b, (void)D;
     return B * H * T * sizeof(float);
@@ -101,15 +113,17 @@ static void null_destroy(Backend *b) {
     free(b);
 }
 
-Backend *null_backend_create(void) {
+Backend *null_backend_create(const char *dtype) {
+    bool bf16 = strcmp(dtype, "bf16") == 0;
+    CHECK(bf16 || strcmp(dtype, "fp32") == 0, "no compute type %s", dtype);
     Null *null = xcalloc(1, sizeof *null);
     null->next = 1 << 20;
     null->w.run = null_run;
     null->w.backend = (Backend){
-        .name = "null", .dtype = "fp32", .elem_bytes = sizeof(float),
+        .name = "null", .dtype = bf16 ? "bf16" : "fp32", .elem_bytes = bf16 ? 2 : sizeof(float), .gelu_rounds_first = true,
         .alloc = null_alloc, .release = null_release, .upload = null_upload, .download = null_download,
-        .fill_zero = null_fill_zero, .attention_saved_bytes = null_saved_bytes, .plan_begin = null_plan_begin,
-        .plan_end = null_plan_end, .mark = null_mark, .sync = null_sync, .destroy = null_destroy,
+        .fill_zero = null_fill_zero, .room = null_room, .post = null_post, .collect = null_collect, .attention_saved_bytes = null_saved_bytes, .plan_begin = null_plan_begin,
+        .plan_end = null_plan_end, .mark = null_mark, .replay = wrapper_replay, .record_end = wrapper_record_end, .sync = null_sync, .destroy = null_destroy,
     };
     wrapper_set_ops(&null->w.backend);
     return &null->w.backend;

@@ -101,7 +101,7 @@ static void compare_step(Tee *tee, OpId op, const Operand *o) {
         count_difference(tee, op, o, "." #field, (double)a->field, (double)b->field, &lines);
 #define EXACT(field) if (a->field != b->field) count_difference(tee, op, o, "." #field, (double)a->field, (double)b->field, &lines);
     REAL(lr) REAL(beta1) REAL(beta2) REAL(eps) REAL(weight_decay) REAL(grad_clip) REAL(loss_limit) REAL(norm_limit) REAL(loss_rows)
-    EXACT(seed) EXACT(step)
+    EXACT(seed) EXACT(step) EXACT(rounding)
     REAL(loss_sum) REAL(sum_squares) REAL(loss) REAL(grad_norm) REAL(grad_scale)
     EXACT(skip) EXACT(updates)
 #undef REAL

@@ -34,6 +34,10 @@ static void wrapped_upload(Backend *b, void *to, const void *from, size_t bytes)
 static void wrapped_download(Backend *b, void *to, const void *from, size_t bytes) { b->inner->download(b->inner, to, from, bytes); }
 static void wrapped_fill_zero(Backend *b, void *p, size_t bytes) { b->inner->fill_zero(b->inner, p, bytes); }
 
+static size_t wrapped_room(Backend *b) { return b->inner->room(b->inner); }
+static void wrapped_post(Backend *b, int slot, const void *from, size_t bytes) { b->inner->post(b->inner, slot, from, bytes); }
+static void wrapped_collect(Backend *b, int slot, void *to, size_t bytes) { b->inner->collect(b->inner, slot, to, bytes); }
+
 static size_t wrapped_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size_t D) {
     return b->inner->attention_saved_bytes(b->inner, B, T, H, D);
 }
@@ -51,6 +55,10 @@ bool wrapper_plan_end(Backend *b, Error *e) {
 }
 
 void wrapper_mark(Backend *b, Mark mark, size_t unit) { b->inner->mark(b->inner, mark, unit); }
+bool wrapper_replay(Backend *b, uint64_t key) { (void)b, (void)key; return false; }
+void wrapper_record_end(Backend *b, uint64_t key) { (void)b, (void)key; }
+static void wrapped_print_plans(Backend *b, FILE *out) { b->inner->print_plans(b->inner, out); }
+static bool wrapped_health(Backend *b, DeviceHealth *health) { return b->inner->health(b->inner, health); }
 void wrapper_sync(Backend *b) { b->inner->sync(b->inner); }
 
 void wrapper_destroy(Backend *b) {
@@ -62,10 +70,12 @@ void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(B
     w->name = xasprintf("%s(%s)", kind, inner->name);
     w->run = run_op;
     w->backend = (Backend){
-        .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .inner = inner,
+        .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .gelu_rounds_first = inner->gelu_rounds_first,
+        .device = inner->device, .peak_flops = inner->peak_flops, .inner = inner,
         .alloc = wrapper_alloc, .release = wrapper_release, .upload = wrapped_upload, .download = wrapped_download,
-        .fill_zero = wrapped_fill_zero, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
-        .plan_end = wrapper_plan_end, .mark = wrapper_mark, .sync = wrapper_sync, .destroy = wrapper_destroy,
+        .fill_zero = wrapped_fill_zero, .room = wrapped_room, .post = wrapped_post, .collect = wrapped_collect, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
+        .plan_end = wrapper_plan_end, .mark = wrapper_mark, .replay = wrapper_replay, .record_end = wrapper_record_end, .sync = wrapper_sync,
+        .print_plans = inner->print_plans ? wrapped_print_plans : NULL, .health = inner->health ? wrapped_health : NULL, .destroy = wrapper_destroy,
     };
     wrapper_set_ops(&w->backend);
     copy_memory(&w->backend);

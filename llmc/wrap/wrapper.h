@@ -21,6 +21,8 @@ void wrapper_release(Backend *b, void *p);
 void wrapper_plan_begin(Backend *b);
 bool wrapper_plan_end(Backend *b, Error *e);
 void wrapper_mark(Backend *b, Mark mark, size_t unit);
+bool wrapper_replay(Backend *b, uint64_t key);     /* false: a wrapper must see the ops */
+void wrapper_record_end(Backend *b, uint64_t key); /* nothing */
 void wrapper_sync(Backend *b);
 void wrapper_destroy(Backend *b);
 #endif

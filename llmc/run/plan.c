@@ -1,0 +1,78 @@
+/* What a run would need: memory by class, planned with the backend that allocates nothing. For --dry-run and --batch auto. */
+#include "device.h"
+#include "log.h"
+#include "session.h"
+#include <string.h>
+
+/* Bytes by class for micro-batches of B, scratch of the ops left out; trains: with gradients, moments and what a backward needs. */
+static bool plan_memory(const Session *s, const char *dtype, size_t B, bool trains, bool validates, size_t memory[MEM_CLASS_COUNT], Error *e) {
+    Backend *null = null_backend_create(dtype);
+    GPT2 model;
+    Acts acts = {0}, val_acts = {0};
+    bool ok = gpt2_create(&model, null, &s->shape, trains, e);
+    if (ok) {
+        ok = (!trains || gpt2_acts_create(&acts, &model, B, s->T, keep_by_name(s->options->recompute), true, e)) &&
+             (!validates || gpt2_acts_create(&val_acts, &model, B, s->T, KEEP_NONE, false, e));
+        memcpy(memory, null->memory, sizeof null->memory);
+        if (val_acts.blocks) gpt2_acts_destroy(&val_acts, &model);
+        if (acts.blocks) gpt2_acts_destroy(&acts, &model);
+        gpt2_destroy(&model);
+    }
+    null->destroy(null);
+    return ok;
+}
+
+/* ---- --batch auto ---- */
+
+/* What the ops' scratch takes at most, by backend: chunks of logits, tiles of attention; on a GPU also the library's workspace. */
+static size_t scratch_allowance(const Backend *b) { return strcmp(b->name, "cpu") == 0 ? (size_t)256 << 20 : (size_t)1536 << 20; }
+
+static bool batch_bytes(const Session *s, size_t B, size_t *bytes, Error *e) {
+    size_t memory[MEM_CLASS_COUNT];
+    bool trains = !s->options->eval_only;
+    *bytes = 0;
+    if (!plan_memory(s, s->backend->dtype, B, trains, !trains || s->val.n_shards > 0, memory, e)) return false;
+    for (int i = 0; i < MEM_CLASS_COUNT; i++) *bytes += memory[i];
+    return true;
+}
+
+bool plan_batch(Session *s, Error *e) {
+    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend), kept_back = room / 20 + scratch;
+    size_t usable = room > kept_back ? room - kept_back : 0, samples = (size_t)s->options->total_batch / s->T, bytes;
+    const Dataset *data = s->options->eval_only ? &s->val : &s->train;
+    size_t low = 0, high = samples ? samples : data->n_windows < (1u << 20) ? (size_t)data->n_windows : 1u << 20;
+    while (low < high) {               /* low fits, high + 1 does not */
+        size_t middle = low + (high - low + 1) / 2;
+        if (!batch_bytes(s, middle, &bytes, e)) return false;
+        if (bytes <= usable) low = middle;
+        else high = middle - 1;
+    }
+    while (low && samples && samples % low) low--;
+    s->B = low ? low : 1;
+    if (!batch_bytes(s, s->B, &bytes, e)) return false;
+    char text[4][32];
+    format_bytes(text[0], (double)bytes), format_bytes(text[1], (double)room), format_bytes(text[2], (double)scratch), format_bytes(text[3], (double)(room / 20));
+    if (!low && bytes > usable)
+        return fail(e, EXIT_DATA, "--batch auto: one sample of %zu tokens needs %s, the device has %s, of which %s for scratch and 5 %% (%s) are left alone; "
+                    "use a smaller model, a shorter --seq-len or --recompute block", s->T, text[0], text[1], text[2], text[3]);
+    fprintf(stderr, "batch: %zu (the largest that fits%s: needs %s of %s; %s for scratch and 5 %% are left alone)\n", s->B,
+            samples ? " and divides the samples of --total-batch" : "", text[0], text[1], text[2]);
+    return true;
+}
+
+/* ---- --dry-run ---- */
+
+int run_dry(Session *s) {
+    Error e = {0};
+    const Config *o = s->options;
+    size_t world = (size_t)o->processes, memory[MEM_CLASS_COUNT];
+    bool val = s->val.n_shards > 0 || !o->data || data_is_text(o->data) || o->val;
+    if (!plan_memory(s, device_planned(o, s->backend_line), s->B, true, val, memory, &e)) return error_print(&e);
+    /* ZeRO-1: a rank holds its slice of the moments and, where they are apart from the weights, of the master weights. */
+    memory[MEM_OPTIMIZER] = (memory[MEM_OPTIMIZER] + world - 1) / world;
+    memory[MEM_MASTER] = (memory[MEM_MASTER] + world - 1) / world;
+    printf("plan (nothing is allocated%s; scratch of the ops comes on top):\n", world > 1 ? "; memory is per rank, with ZeRO-1" : "");
+    session_print(s, memory, SIZE_MAX, stdout);
+    if (world > 1) printf("  %-16s %zu\n", "ranks", world);
+    return EXIT_OK;
+}
