@@ -213,7 +213,7 @@ typedef struct {
  * m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
  * master -= lr (m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps) + decay weight_decay master);  params = master, rounded as step.rounding
  * says: to nearest even, or stochastically (up with the probability of the part cut off; random bits as CastParams describes, from step.seed
- * and step.updates, element i at its place in the flat arrays).
+ * and step.updates: element i of the flat arrays takes word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4)).
  * Elements outside the segments are untouched. Nothing changes when step.skip. params may be master's own buffer. */
 typedef struct {
     Par params;               /* (n) = , over the segments */
@@ -228,7 +228,7 @@ typedef struct {
 
 /* out = in, rounded to the compute type; where that is float32, out may be the same buffer as in. With ROUND_STOCHASTIC and updates > 0: exactly as adamw rounded
  * them in update number `updates` of a run with that seed, so that a resumed run has the same params: element i takes
- * rng_u32(seed, RNG_ROUND, (uint32_t)updates, i), i counted over the flat space. */
+ * word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4), i counted over the flat space, and adds its low 16 bits to those cut off. */
 typedef struct {
     Par out;                  /* (n) = */
     Master in;                /* (n) in */

@@ -24,10 +24,12 @@ find_missing() {
     missing=()
     command -v make >/dev/null || missing+=(make)
     if ! command -v cc >/dev/null; then
-        missing+=(gcc libc6-dev libjansson-dev libpcre2-dev libxxhash-dev libopenblas-openmp-dev)
+        missing+=(gcc g++ libc6-dev libjansson-dev libpcre2-dev libxxhash-dev libopenblas-openmp-dev)
         return
     fi
     compiles stdio.h || missing+=(libc6-dev)
+    # The tests run the CUDA backend on the CPU, which takes a C++ compiler.
+    echo 'int main() { return 0; }' | c++ -x c++ -std=c++17 - -o /dev/null 2>/dev/null || missing+=(g++)
     compiles jansson.h -ljansson || missing+=(libjansson-dev)
     compiles pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 -lpcre2-8 || missing+=(libpcre2-dev)
     compiles xxhash.h -lxxhash || missing+=(libxxhash-dev)
@@ -45,7 +47,7 @@ echo "dependencies: missing ${missing[*]}"
 if ! command -v apt-get >/dev/null; then
     cat >&2 <<'END'
 install_deps: this system has no apt-get; please install with its own package manager:
-  make, a C11 compiler callable as cc (gcc or clang), and the libraries with their headers:
+  make, a C11 compiler callable as cc (gcc or clang), for the tests a C++17 compiler callable as c++, and the libraries with their headers:
   jansson, PCRE2 (8 bit), xxHash, and, for speed, OpenBLAS (optional: without it, own matrix products are used)
 END
     exit 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a small GPT-2 that tells stories, in about two minutes of training on two cores. Run again, it continues where it
+# From nothing to a small GPT-2 that tells stories, in about two minutes of training on two cores, or on a GPU. Run again, it continues where it
 # was stopped. Everything is kept in runs/quickstart. Further arguments go to train_gpt2 and win over those below
 # (--steps 3000, --layers 6, ...; with another shape or schedule also --out DIR, because a run does not change these midway).
 set -euo pipefail
@@ -36,6 +36,13 @@ if ! make --no-print-directory -j"$(nproc)" all >"$run/build.log" 2>&1; then
     echo "quickstart: the build failed; all of its output is in $run/build.log" >&2
     exit 1
 fi
+# On the GPU where there is one and the CUDA toolkit to build for it; else, and when that build fails, on the CPU.
+train_gpt2=./train_gpt2
+if [ -z "$(nvidia-smi -L 2>/dev/null | grep '^GPU' || true)" ]; then echo "no NVIDIA GPU here: training on the CPU"
+elif missing=$(bash scripts/find_cuda.sh | sed -n 's/^CUDA_MISSING := //p') && [ -n "$missing" ]; then echo "there is a GPU, but training on the CPU: $missing"
+elif make --no-print-directory train_gpt2cu >>"$run/build.log" 2>&1; then train_gpt2=./train_gpt2cu
+else echo "there is a GPU, but the CUDA build failed (its output is in $run/build.log): training on the CPU"
+fi
 
 say "3. The training text: stories from a grammar, so that their true entropy is known"
 mkdir -p "$text"
@@ -49,7 +56,7 @@ echo "one of them:"
 head -n 1 "$text/train.txt" | fold -s -w 100
 
 say "4. A tokenizer, and a GPT-2 (further runs of this script continue here)"
-train=(./train_gpt2 --data "$text/train.txt" --val "$text/val.txt" --vocab-size 1024 --out "$out"
+train=("$train_gpt2" --data "$text/train.txt" --val "$text/val.txt" --vocab-size 1024 --out "$out"
     --layers 3 --channels 128 --heads 4 --seq-len 192 --batch 4 --steps 2400 --lr 4e-3 --beta2 0.98 --warmup 150 --final-lr 0.05
     --val-every 600 --val-batches 20 --sample-every 300 --sample-tokens 100 --save-every 300 --log-every 20 ${arguments[@]+"${arguments[@]}"})
 echo "+ ${train[*]}"
@@ -57,11 +64,11 @@ echo "+ ${train[*]}"
 
 say "5. What it learned"
 for seed in 1 2 3; do
-    ./train_gpt2 --generate --init-from "$out" --max-tokens 320 --seed "$seed" | fold -s -w 100
+    "$train_gpt2" --generate --init-from "$out" --max-tokens 320 --seed "$seed" | fold -s -w 100
     echo
 done
 val_tokens=$((($(stat -c %s "$out/data/val.bin") - 1024) / 2))
-val_loss=$(./train_gpt2 --eval-only --init-from "$out" --val "$out/data/val.bin" | sed -n 's/^val loss \([0-9.]*\)$/\1/p')
+val_loss=$("$train_gpt2" --eval-only --init-from "$out" --val "$out/data/val.bin" | sed -n 's/^val loss \([0-9.]*\)$/\1/p')
 if [ -z "$val_loss" ]; then
     echo "quickstart: train_gpt2 --eval-only printed no loss" >&2
     exit 1

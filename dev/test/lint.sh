@@ -12,7 +12,7 @@ if command -v clang-tidy >/dev/null; then
     cat >"$work/one" <<END
 clang-tidy --quiet "\$1" -- ${flags[*]} -x c >"\$2/\${1//\\//:}" 2>&1 && echo ok >>"\$2/good" || { echo "FAILED \$1"; grep -A3 -E '(error|warning):' "\$2/\${1//\\//:}"; }
 END
-    mapfile -t files < <(git ls-files 'llmc/*.c' 'dev/data/*.c' 'dev/fuzz/*.c' '*.cu')
+    mapfile -t files < <(git ls-files 'llmc/*.c' 'dev/data/*.c' 'dev/fuzz/*.c' ':(glob)*.cu')
     touch "$work/good"
     printf '%s\0' "${files[@]}" | xargs -0 -P"$(nproc)" -I{} bash "$work/one" {} "$work"
     good=$(wc -l <"$work/good") passed=$(wc -l <"$work/good") failed=$((${#files[@]} - good))

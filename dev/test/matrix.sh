@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds everything with each compiler, with and without OpenBLAS and OpenMP, without a warning, and runs the tests that depend on it;
+# Builds everything with each compiler (C and C++), with and without OpenBLAS and OpenMP, without a warning, and runs the tests that depend on it;
 # then without -march=native in a copy whose path holds spaces, called from another directory.
 # matrix.sh --pairs: fewer, such that every two settings still meet (gcc with OpenBLAS and OpenMP is the suite itself, and the copy).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 unset MAKEFLAGS MFLAGS LLMC_TEST_BUILD
-tests=(test_gemm test_cpu_ops test_gpt2 test_wrap test_loader test_io test_encode_files)
+tests=(test_gemm test_cpu_ops test_emu_ops test_nvml test_gpt2 test_wrap test_loader test_io test_encode_files)
+declare -A cxx=([gcc]=g++ [clang]=clang++) # for the emulated CUDA backend
 passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -34,7 +35,7 @@ for cc in gcc clang; do
             [ "$blas" -eq 0 ] || works "$cc" -lopenblas || { skip "$name" "OpenBLAS is not installed"; continue; }
             [ "$omp" -eq 0 ] || works "$cc" -fopenmp || { skip "$name" "$cc has no OpenMP here"; continue; }
             export LLMC_TEST_BUILD=build/matrix/$cc-blas$blas-omp$omp
-            combination "$name" make --no-print-directory test TESTS_RUN="${tests[*]}" CC="$cc" BLAS="$blas" OMP="$omp" OPT='-O3 -march=native -Werror'
+            combination "$name" make --no-print-directory test TESTS_RUN="${tests[*]}" CC="$cc" CXX="${cxx[$cc]}" BLAS="$blas" OMP="$omp" OPT='-O3 -march=native -Werror'
         done
     done
 done

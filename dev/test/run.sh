@@ -19,7 +19,7 @@ report() { # name, output file, exit status
 }
 out=$(mktemp) || exit 1
 trap 'rm -f "$out" "$out.time"' EXIT
-if ! make --no-print-directory -j"$(nproc)" BUILD="$build" FAULT=1 summary test-programs >"$out" 2>&1; then
+if ! make --no-print-directory -j"$(nproc)" BUILD="$build" FAULT=1 EMU=1 summary test-programs >"$out" 2>&1; then
     tail -40 "$out"; echo "the build failed"; echo "0 passed, 1 failed"; exit 1
 fi
 grep '^build:' "$out"

@@ -602,6 +602,7 @@ static bool concerns(size_t promise, const OpCase *k, const Operand *o) {
 
 TEST(broken_promises_are_noticed) {
     int tried = 0;
+    if (!strcmp(backend->name, "emu")) SKIP("it tests the tests, which the CPU backend has done");
     complain_quietly = true;
     for (size_t p = 0; p < sizeof promises / sizeof *promises; p++)
         for (int i = 0; i < N_OP_CASES; i++) {

@@ -9,12 +9,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-typedef struct {
-    size_t B, T, C, H, D, V, N, OC, chunk;
-    bool gelu_in, gelu_out;
-    int32_t *ids;
-} Shape;
-
 #define REAL double
 #define SUFFIX _d
 #define TANH tanh

@@ -10,7 +10,7 @@ check() { # name, condition as a command
 }
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
-scripts=(scripts/*.sh .ci/run dev/test/*.sh)
+scripts=(scripts/*.sh .ci/run dev/test/*.sh dev/bench/*.sh)
 
 for script in "${scripts[@]}"; do check "parses_$script" bash -n "$script"; done
 for script in scripts/*.sh .ci/run; do
@@ -28,7 +28,7 @@ install_in_bare() { PATH=$bare "$bare/bash" scripts/install_deps.sh "$@" >"$dir/
 install_in_bare; status=$?
 check without_apt_it_names_what_is_needed test "$status" -eq 1 -a -n "$(grep 'PCRE2 (8 bit), xxHash' "$dir/out")"
 install_in_bare --check; status=$?
-check check_names_all_packages test "$status" -eq 1 -a -n "$(grep 'missing make gcc libc6-dev libjansson-dev libpcre2-dev libxxhash-dev' "$dir/out")"
+check check_names_all_packages test "$status" -eq 1 -a -n "$(grep 'missing make gcc g++ libc6-dev libjansson-dev libpcre2-dev libxxhash-dev' "$dir/out")"
 install_in_bare --nonsense; status=$?
 check unknown_option_is_refused test "$status" -eq 2
 printf '#!%s\necho "apt-get $*" >>"%s/apt.log"\nexit 1\n' "$bare/bash" "$dir" >"$bare/apt-get"

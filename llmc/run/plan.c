@@ -24,8 +24,12 @@ static bool plan_memory(const Session *s, const char *dtype, size_t B, bool trai
 
 /* ---- --batch auto ---- */
 
-/* What the ops' scratch takes at most, by backend: chunks of logits, tiles of attention; on a GPU also the library's workspace. */
-static size_t scratch_allowance(const Backend *b) { return strcmp(b->name, "cpu") == 0 ? (size_t)256 << 20 : (size_t)1536 << 20; }
+/* What the ops' scratch takes at most, by backend: chunks of logits, tiles of attention; on a GPU 1 GiB of logits at most, the library's
+ * workspace, and the buffers in which products are measured before the first step. A small device has smaller shapes. */
+static size_t scratch_allowance(const Backend *b, size_t room) {
+    size_t most = strcmp(b->name, "cpu") == 0 ? (size_t)256 << 20 : (size_t)3 << 30;
+    return room / 8 < most ? room / 8 : most;
+}
 
 static bool batch_bytes(const Session *s, size_t B, size_t *bytes, Error *e) {
     size_t memory[MEM_CLASS_COUNT];
@@ -37,7 +41,7 @@ static bool batch_bytes(const Session *s, size_t B, size_t *bytes, Error *e) {
 }
 
 bool plan_batch(Session *s, Error *e) {
-    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend), kept_back = room / 20 + scratch;
+    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend, room), kept_back = room / 20 + scratch;
     size_t usable = room > kept_back ? room - kept_back : 0, samples = (size_t)s->options->total_batch / s->T, bytes;
     const Dataset *data = s->options->eval_only ? &s->val : &s->train;
     size_t low = 0, high = samples ? samples : data->n_windows < (1u << 20) ? (size_t)data->n_windows : 1u << 20;

@@ -1,0 +1,32 @@
+/* Between the two files of the emulator: emu.cpp (threads, blocks, what kernels call) and runtime.cpp (streams, memory, graphs). */
+#ifndef LLMC_EMU_INSIDE_H
+#define LLMC_EMU_INSIDE_H
+#include "emu.h"
+#include <map>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN 1
+#endif
+#endif
+#ifndef EMU_ASAN
+#define EMU_ASAN 0
+#endif
+
+namespace emu {
+
+/* Behind a block's shared memory and every device allocation lie CANARY bytes that must not change; AddressSanitizer does better alone. */
+enum { MAX_THREADS = 1024, SHARED_LIMIT = 227 * 1024, CANARY = EMU_ASAN ? 0 : 256 };
+void canary_set(char *end);
+bool canary_alive(const char *end);
+
+extern std::map<char *, size_t> device_memory; /* allocations: first byte, bytes */
+
+void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &thread);
+/* A fault that no thread of a kernel made: reported like theirs; comes back if on_fault does. */
+void host_fault(const char *kernel, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+} /* namespace emu */
+#endif

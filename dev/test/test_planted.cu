@@ -1,0 +1,167 @@
+/* Does the emulator catch what it is for? Each kernel in planted/ comes right and with a bug planted; under every schedule the right one must
+ * be right, and the bug must be caught where the table here says: by a fault (F) or a wrong result (R). planted/README.md has it in words. */
+#include "test.h"
+#ifdef LLMC_EMU
+#include "dev/test/emu_kit.h"
+#include "llmc/base/rng.h"
+#include <sys/wait.h>
+#include <unistd.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define ASAN true
+#elif defined(__has_feature)
+#define ASAN __has_feature(address_sanitizer)
+#else
+#define ASAN false
+#endif
+
+namespace LLMC_NS {
+
+struct Outcome {
+    int wrong, faults;
+    char why[1100];           /* the first of either */
+};
+
+static void fill(float *x, int n, uint32_t tensor) {
+    for (int i = 0; i < n; i++) x[i] = (float)(2 * rng_uniform(7, tensor, 0, (uint64_t)i) - 1);
+}
+static void compare(Outcome *o, float found, double want, double bound) {
+    if (fabs((double)found - want) <= bound) return;
+    if (o->wrong++ == 0 && !o->faults) snprintf(o->why, sizeof o->why, "a result of %g instead of %g", (double)found, want);
+}
+template <class... P, class... A> static void launch(Outcome *o, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(P...), A... args) {
+    faults.n = 0;
+    launch_named(test_name, kernel, grid, dim3(threads), shared_bytes, stream, args...);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+}
+
+#include "planted/rows.cuh"
+#include "planted/columns.cuh"
+#include "planted/attention.cuh"
+
+static const char *const schedules[] = {"ascending", "reversed",      "ahead:0",        "ahead:2", "behind:0",
+                                        "behind:3",  "in-turn",       "ahead:0,early",  "in-turn,early", "apart"};
+enum { N_SCHEDULES = sizeof schedules / sizeof *schedules };
+
+static const struct Planted {
+    const char *name;
+    void (*right)(Outcome *), (*wrong)(Outcome *);
+    const char *caught;       /* a letter a schedule; "" only AddressSanitizer */
+    bool memory;              /* AddressSanitizer ends the process first */
+} planted[] = {
+#define ROWS(name, run, BUG, caught) {name, rows::run<rows::NONE>, rows::run<rows::BUG>, caught, false}
+#define COLUMNS(name, run, BUG, caught, memory) {name, columns::run<columns::NONE>, columns::run<columns::BUG>, caught, memory}
+#define ATTENTION(name, BUG, caught) {name, attention::run_attention<attention::NONE>, attention::run_attention<attention::BUG>, caught, false}
+    ROWS("missing_barrier_before_read", norm, NO_BARRIER, "RRRRRRRRRR"),
+    ROWS("missing_barrier_before_reuse", norm, NO_SECOND_BARRIER, "RRRRRR.R.R"),
+    ROWS("tail_left_out", norm, TAIL, "RRRRRRRRRR"),
+    ROWS("uninitialised_shared", norm, POISON, "RRRRRRRRRR"),
+    ROWS("wrong_row_statistic", norm, STATISTIC, "RRRRRRRRRR"),
+    ROWS("divergent_barrier", maximum, DIVERGENT, "FFFFFFFFFF"),
+    ROWS("thread_leaves_before_barrier", maximum, LEAVES, "FFFFFFFFFF"),
+    ROWS("half_mask_collective", maximum, HALF_MASK, "FFFFFFFFFF"),
+    ROWS("collective_in_ragged_loop", maximum, RAGGED_LOOP, "FFFFFFFFFF"),
+    {"read_beyond_the_end", rows::scale<rows::NONE>, rows::scale<rows::READ_BEYOND>, "", true},
+    COLUMNS("missing_add", sums, NOT_ADDED, "RRRRRRRRRR", false),
+    COLUMNS("double_add", sums, ADDED_TWICE, "RRRRRRRRRR", false),
+    COLUMNS("race_between_warps", sums, WARP_RACE, "RRRRRRRRRR", false),
+    COLUMNS("race_between_blocks", scatter, BLOCK_RACE, ".........F", false),
+    COLUMNS("write_beyond_the_end", sums, WRITE_BEYOND, "FFFFFFFFFF", true),
+    COLUMNS("write_beyond_shared", sums, SHARED_BEYOND, "FFFFFFFFFF", true),
+    COLUMNS("stride_of_the_last_tile", transpose, STRIDE, "RRRRRRRRRR", false),
+    COLUMNS("missing_barrier_in_transpose", transpose, NO_BARRIER, "RRRRRRRRRR", false),
+    ATTENTION("swapped_mma_fragment", SWAPPED_FRAGMENT, "RRRRRRRRRR"),
+    ATTENTION("diagonal_not_masked", DIAGONAL, "RRRRRRRRRR"),
+    ATTENTION("keys_beyond_t_not_masked", LAST_TILE, "RRRRRRRRRR"),
+    ATTENTION("output_not_rescaled", NO_RESCALE, "RRRRRRRRRR"),
+    ATTENTION("missing_cp_async_wait", NO_WAIT, "RRRRRRR..R"),
+    ATTENTION("stage_loaded_while_it_is_read", NO_REUSE_BARRIER, ".......R.."),
+#undef ROWS
+#undef COLUMNS
+#undef ATTENTION
+};
+
+/* Whether AddressSanitizer ends a process that runs it. */
+static bool sanitizer_catches(void (*run)(Outcome *)) {
+    int ends[2], status = 0;
+    char text[8000] = "", piece[1000];
+    size_t at = 0;
+    fflush(stdout);
+    CHECK(pipe(ends) == 0, "pipe");
+    pid_t child = fork();
+    if (child == 0) {
+        Outcome o = {};
+        dup2(ends[1], 2);
+        run(&o);
+        _exit(0);
+    }
+    close(ends[1]);
+    for (ssize_t n; (n = read(ends[0], piece, sizeof piece)) > 0;) {
+        size_t keep = at + (size_t)n < sizeof text ? (size_t)n : sizeof text - 1 - at;
+        memcpy(text + at, piece, keep);
+        at += keep;
+    }
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    const char *what = strstr(text, "AddressSanitizer: ");
+    printf("%s: AddressSanitizer: %.*s\n", test_name, what ? (int)strcspn(what + 18, " ") : 0, what ? what + 18 : "");
+    return what && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static const Planted *bug;
+
+static void check_right() {
+    for (int i = 0; i < N_SCHEDULES; i++) {
+        Outcome o = {};
+        schedule_parse(schedules[i], &emu::schedule);
+        bug->right(&o);
+        EXPECT(!o.wrong && !o.faults, "without the bug, %s: %s", schedules[i], o.why);
+    }
+}
+
+static void check_planted() {
+    char found[N_SCHEDULES + 1] = "", first[1200] = "";
+    check_right();
+    schedule_parse("", &emu::schedule);
+    if (ASAN && bug->memory) {
+        EXPECT(sanitizer_catches(bug->wrong), "not caught");
+        return;
+    }
+    for (int i = 0; i < N_SCHEDULES; i++) {
+        Outcome o = {};
+        schedule_parse(schedules[i], &emu::schedule);
+        bug->wrong(&o);
+        found[i] = o.faults ? 'F' : o.wrong ? 'R' : '.';
+        if (found[i] != '.' && !*first) snprintf(first, sizeof first, "%s: %s", schedules[i], o.why);
+    }
+    if (!*bug->caught && !*first) SKIP("only AddressSanitizer sees it");
+    EXPECT(!strcmp(found, bug->caught), "caught where \"%s\", expected \"%s\"", found, bug->caught);
+    printf("%s: \"%s\", first under %s\n", bug->name, found, first);
+}
+
+static void run_all() {
+    kit_start();
+    for (const Planted &p : planted) {
+        bug = &p;
+        test_run(p.name, check_planted);
+    }
+    kit_end();
+}
+
+} /* namespace */
+
+int main(int argc, char **argv) {
+    test_start(argc, argv);
+    LLMC_NS::run_all();
+    return test_done();
+}
+#else
+TEST(planted_bugs) { SKIP("no C++ compiler in this build"); }
+int main(int argc, char **argv) {
+    test_start(argc, argv);
+    RUN(planted_bugs);
+    return test_done();
+}
+#endif

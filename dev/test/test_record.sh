@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# scripts/gpu_record.sh from end to end on the emulator with tiny shapes, and the table that the README takes from the newest record.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+passed=0 failed=0 skipped=0
+check() { # name, command...
+    local name=$1; shift
+    if "$@"; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); echo "FAILED $name: $*"; fi
+}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+done_with() { echo "$passed passed, $failed failed, $skipped skipped"; [ "$failed" -eq 0 ]; exit; }
+
+bash scripts/record_table.sh >"$dir/table"
+check the_readme_has_the_newest_records_table diff "$dir/table" <(sed -n '/^<!-- gpu record -->$/,/^<!-- end of gpu record -->$/p' README.md | sed '1d;$d')
+scripts/gpu_record.sh --nonsense >/dev/null 2>&1; check unknown_option_is_refused test $? -eq 2
+if [ -z "$(nvidia-smi -L 2>/dev/null)" ]; then scripts/gpu_record.sh --out "$dir/none" >"$dir/out" 2>&1; check without_a_gpu_it_says_so test $? -eq 3 -a -n "$(grep 'no GPU here' "$dir/out")"; fi
+
+if ! echo 'int main() {}' | c++ -x c++ - -o "$dir/probe" 2>/dev/null; then skipped=$((skipped + 1)); echo "skipped record: no C++ compiler for the emulator"; done_with; fi
+LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" >"$dir/out" 2>&1
+status=$?
+[ "$status" -eq 0 ] || cat "$dir/out"
+check the_record_is_made test "$status" -eq 0
+has() { grep -qE -- "$2" "$dir/record/$1"; }
+check a_part_that_tests has record.json '"part": "test-ops", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
+check ceilings_and_ops has record.json '"copy_bytes_per_s": [0-9.e+]+, .*"product_flops_per_s"'
+check an_op_beside_its_floor has record.json '"op": "attention_backward", .*"median_s": [0-9.e+-]+, .*"floor_s": [0-9.e+-]+'
+check a_step_with_its_figures has record.json '"tokens_per_s": [0-9.]+, .*"mfu": null'
+check a_step_by_op has record.json '"op": "between ops"'
+check a_page_for_people has README.md '^\| gpt2 \| bf16, ours \| 2 x 24 \| '
+check the_page_warns_of_an_emulator has README.md 'no figure here says anything about a GPU'
+if command -v python3 >/dev/null; then check the_record_is_json python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["steps"] and r["ops"] and r["parts"]' "$dir/record/record.json"
+else skipped=$((skipped + 1)); echo "skipped the_record_is_json: no python3"; fi
+
+# A part that fails is in the record, and the others are made. A time of nothing leaves parts out.
+LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --seconds 1 >"$dir/out" 2>&1
+check without_time_parts_are_left_out test $? -eq 1 -a -n "$(grep 'left out: no time' "$dir/record/README.md")" -a -n "$(grep 'parts failed' "$dir/record/README.md")"
+done_with

@@ -1,0 +1,359 @@
+/* The CUDA backend as a value: device, memory with its accounting, scratch by plan, uploads and posts through pinned memory, recordings. The
+ * ops are in the files beside this one, one subject a file. Nothing here waits for the device but what its contract says. */
+#include "backend.cuh"
+#include <stdio.h>
+
+namespace LLMC_NS {
+
+/* ---- errors of the machine ------------------------------------------------------------------------------------------- */
+
+static const CudaBackend *failing; /* whose memory table a fatal error prints */
+
+void cuda_check(cudaError_t status, const char *doing) {
+    if (status == cudaSuccess) return;
+    fprintf(stderr, "error: CUDA: %s while %s", cudaGetErrorString(status), doing);
+    if (failing) fprintf(stderr, " (in or after %s, on %s)", op_names[failing->op], failing->device_name);
+    fprintf(stderr, "; LLMC_SYNC=1 in the environment names the launch\n");
+    exit(EXIT_DEVICE);
+}
+
+#ifndef LLMC_EMU
+static bool sync_each_launch() {
+    static int on = -1;
+    if (on < 0) on = getenv("LLMC_SYNC") != NULL;
+    return on > 0;
+}
+
+void launch_prepare(const void *kernel, const char *name, size_t shared_bytes) {
+    enum { KNOWN = 256 };
+    static const void *known[KNOWN];  /* kernels whose limit is raised already, and to what */
+    static size_t raised[KNOWN];
+    if (shared_bytes <= 48 * 1024) return;
+    int i = 0;
+    while (i < KNOWN && known[i] && known[i] != kernel) i++;
+    CHECK(i < KNOWN, "%s: more than %d kernels with large shared memory", name, (int)KNOWN);
+    if (raised[i] >= shared_bytes) return;
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    if (status != cudaSuccess) {
+        fprintf(stderr, "error: CUDA: %s: %zu bytes of shared memory: %s\n", name, shared_bytes, cudaGetErrorString(status));
+        exit(EXIT_DEVICE);
+    }
+    known[i] = kernel, raised[i] = shared_bytes;
+}
+
+void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, cudaError_t status) {
+    if (status == cudaSuccess && sync_each_launch() && !(failing && failing->recording >= 0)) {
+        status = cudaStreamSynchronize(stream);
+        fprintf(stderr, "launch %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>: %s\n", name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(status));
+    }
+    if (status == cudaSuccess) return;
+    fprintf(stderr, "error: CUDA: %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>> in %s: %s\n", name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes,
+            failing ? op_names[failing->op] : "?", cudaGetErrorString(status));
+    exit(EXIT_DEVICE);
+}
+#endif
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+
+static void forget_recordings(CudaBackend *cuda) {
+    CHECK(cuda->recording < 0, "memory changes inside a recording");
+    for (int i = 0; i < RECORDINGS; i++) {
+        if (cuda->recordings[i].graph) cuda_check(cudaGraphExecDestroy(cuda->recordings[i].graph), "dropping a graph");
+        cuda->recordings[i] = Recording{};
+    }
+}
+
+static size_t cuda_room(Backend *b) {
+    size_t free_bytes = 0, total = 0;
+    (void)b;
+    cuda_check(cudaMemGetInfo(&free_bytes, &total), "asking for free memory");
+    return free_bytes;
+}
+
+/* The memory table, its largest rows by name, and what did not fit. */
+static bool out_of_memory(CudaBackend *cuda, MemClass class_, const char *what, size_t bytes, Error *e) {
+    char table[1200];
+    size_t at = 0, total = 0, free_bytes = 0, device = 0;
+    cudaMemGetInfo(&free_bytes, &device);
+    for (int i = 0; i < MEM_CLASS_COUNT; i++) {
+        total += cuda->base.memory[i];
+        int n = snprintf(table + at, sizeof table - at, "\n  %-12s %14.1f MiB", mem_class_names[i], (double)cuda->base.memory[i] / 1048576);
+        at += n > 0 && at + (size_t)n < sizeof table ? (size_t)n : 0;
+    }
+    return fail(e, EXIT_DATA,
+                "out of memory on the GPU (%s): %s (%s) needs %.1f MiB beside the %.1f MiB in use; %.1f of %.1f MiB are free. Use a smaller --batch "
+                "(--batch auto finds the largest), a smaller --head-chunk, --recompute block, or a smaller model. In use:%s",
+                cuda->device_name, what, mem_class_names[class_], (double)bytes / 1048576, (double)total / 1048576, (double)free_bytes / 1048576,
+                (double)device / 1048576, table);
+}
+
+static void *cuda_alloc(Backend *b, MemClass class_, const char *what, size_t bytes, Error *e) {
+    CudaBackend *cuda = cuda_of(b);
+    void *p = NULL;
+    CHECK(class_ < MEM_CLASS_COUNT, "%s: memory class %d", what, (int)class_);
+    CHECK(cuda->recording < 0, "%s: an allocation inside a recording", what);
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError();
+        out_of_memory(cuda, class_, what, bytes, e);
+        return NULL;
+    }
+    cuda_check(cudaMemsetAsync(p, 0, bytes, cuda->stream), "clearing new memory");
+    if (cuda->n_blocks == cuda->blocks_room) {
+        cuda->blocks_room = cuda->blocks_room ? 2 * cuda->blocks_room : 64;
+        cuda->blocks = (Block *)xrealloc(cuda->blocks, cuda->blocks_room * sizeof *cuda->blocks);
+    }
+    Block *block = &cuda->blocks[cuda->n_blocks++];
+    *block = Block{p, bytes, class_, ""};
+    snprintf(block->what, sizeof block->what, "%s", what);
+    b->memory[class_] += bytes;
+    if (b->memory[class_] > b->memory_peak[class_]) b->memory_peak[class_] = b->memory[class_];
+    return p;
+}
+
+static void cuda_release(Backend *b, void *p) {
+    CudaBackend *cuda = cuda_of(b);
+    if (!p) return;
+    size_t i = cuda->n_blocks;
+    while (i > 0 && cuda->blocks[i - 1].p != p) i--;
+    CHECK(i > 0, "release of %p, which alloc did not give", p);
+    forget_recordings(cuda);
+    b->memory[cuda->blocks[i - 1].class_] -= cuda->blocks[i - 1].bytes;
+    cuda->blocks[i - 1] = cuda->blocks[--cuda->n_blocks];
+    cuda_check(cudaStreamSynchronize(cuda->stream), "waiting before memory is freed");
+    cuda_check(cudaFree(p), "freeing memory");
+}
+
+/* Small pieces go through a ring of pinned slots: the host copies into one and returns; the copy stream brings it to a device slot, ahead of
+ * the ops that still run; the op stream moves it from there to its place, in order. A slot is waited for only when the ring has come round. */
+static void upload_small(CudaBackend *cuda, void *to, const void *from_host, size_t bytes) {
+    auto *slot = &cuda->ring[cuda->ring_next++ % RING_SLOTS];
+    if (slot->busy) cuda_check(cudaEventSynchronize(slot->taken), "waiting for an upload");
+    slot->busy = true;
+    memcpy(slot->host, from_host, bytes);
+    cuda_check(cudaMemcpyAsync(slot->device, slot->host, bytes, cudaMemcpyHostToDevice, cuda->copy_stream), "uploading");
+    cuda_check(cudaEventRecord(slot->uploaded, cuda->copy_stream), "uploading");
+    cuda_check(cudaStreamWaitEvent(cuda->stream, slot->uploaded, 0), "uploading");
+    cuda_check(cudaMemcpyAsync(to, slot->device, bytes, cudaMemcpyDeviceToDevice, cuda->stream), "uploading");
+    cuda_check(cudaEventRecord(slot->taken, cuda->stream), "uploading");
+}
+
+static void cuda_upload(Backend *b, void *to, const void *from_host, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->recording < 0, "an upload inside a recording");
+    if (bytes == 0) return;
+    if (bytes <= RING_BYTES) return upload_small(cuda, to, from_host, bytes);
+    cuda_check(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, cuda->stream), "uploading");
+    cuda_check(cudaStreamSynchronize(cuda->stream), "uploading");
+}
+
+static void cuda_download(Backend *b, void *to_host, const void *from, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->recording < 0, "a download inside a recording");
+    if (bytes) cuda_check(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, cuda->stream), "downloading");
+    cuda_check(cudaStreamSynchronize(cuda->stream), "downloading");
+}
+
+static void cuda_fill_zero(Backend *b, void *p, size_t bytes) {
+    if (bytes) cuda_check(cudaMemsetAsync(p, 0, bytes, cuda_of(b)->stream), "filling with zeros");
+}
+
+static void cuda_post(Backend *b, int slot, const void *from, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(slot >= 0 && slot < POST_SLOTS && bytes <= POST_BYTES && !cuda->posts[slot].bytes, "post of %zu bytes into slot %d", bytes, slot);
+    cuda_check(cudaMemcpyAsync(cuda->posts[slot].host, from, bytes, cudaMemcpyDeviceToHost, cuda->stream), "posting");
+    cuda_check(cudaEventRecord(cuda->posts[slot].done, cuda->stream), "posting");
+    cuda->posts[slot].bytes = bytes;
+}
+
+static void cuda_collect(Backend *b, int slot, void *to_host, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(slot >= 0 && slot < POST_SLOTS && bytes == cuda->posts[slot].bytes, "collect of %zu bytes from slot %d", bytes, slot);
+    cuda_check(cudaEventSynchronize(cuda->posts[slot].done), "waiting for a result");
+    memcpy(to_host, cuda->posts[slot].host, bytes);
+    cuda->posts[slot].bytes = 0;
+}
+
+/* ---- scratch ------------------------------------------------------------------------------------------------------------------ */
+
+void *scratch_bytes(CudaBackend *cuda, size_t bytes, const char *what) {
+    size_t at = cuda->scratch_used;
+    cuda->scratch_used = at + round_up(bytes, (size_t)256);
+    if (cuda->planning) {
+        if (cuda->scratch_used > cuda->scratch_need) cuda->scratch_need = cuda->scratch_used;
+        return NULL;
+    }
+    CHECK(cuda->scratch_used <= cuda->scratch_bytes, "%s: %s needs %zu bytes of scratch, %zu in all; the plan allocated %zu. Was it planned with this shape?",
+          op_names[cuda->op], what, bytes, cuda->scratch_used, cuda->scratch_bytes);
+    return cuda->scratch + at;
+}
+
+static void cuda_plan_begin(Backend *b) {
+    CHECK(!cuda_of(b)->planning, "plan_begin inside a plan");
+    cuda_of(b)->planning = true;
+}
+
+static bool cuda_plan_end(Backend *b, Error *e) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->planning, "plan_end without plan_begin");
+    cuda->planning = false;
+    if (cuda->scratch_need > cuda->scratch_bytes) {
+        cuda_release(b, cuda->scratch);
+        cuda->scratch_bytes = 0;
+        cuda->scratch = (char *)cuda_alloc(b, MEM_SCRATCH, "scratch", cuda->scratch_need, e);
+        if (!cuda->scratch) return cuda->scratch_need = 0, false;
+        cuda->scratch_bytes = cuda->scratch_need;
+    }
+    matmul_measure(cuda);
+    return true;
+}
+
+static void cuda_mark(Backend *b, Mark mark, size_t unit) { (void)b, (void)mark, (void)unit; }
+
+static void cuda_sync(Backend *b) { cuda_check(cudaStreamSynchronize(cuda_of(b)->stream), "waiting for the device"); }
+
+/* ---- recordings: the first time as it comes (libraries set themselves up), the second time into a graph, from then on the graph ------- */
+
+static bool cuda_replay(Backend *b, uint64_t key) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->recording < 0 && key, "a recording inside a recording, or key 0");
+    if (!cuda->options.graphs || cuda->planning) return false;
+    int i = 0;
+    while (i < RECORDINGS && cuda->recordings[i].key && cuda->recordings[i].key != key) i++;
+    if (i == RECORDINGS) return false; /* more stretches than there is room for: these few are issued each time */
+    Recording *r = &cuda->recordings[i];
+    r->key = key;
+    if (r->graph) {
+        cuda_check(cudaGraphLaunch(r->graph, cuda->stream), "replaying a recorded stretch");
+        return true;
+    }
+    if (r->calls++ > 0) {
+        cuda_check(cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal), "beginning to record");
+        cuda->recording = i;
+    }
+    return false;
+}
+
+static void cuda_record_end(Backend *b, uint64_t key) {
+    CudaBackend *cuda = cuda_of(b);
+    if (cuda->recording < 0) return;
+    Recording *r = &cuda->recordings[cuda->recording];
+    CHECK(r->key == key, "record_end of another stretch");
+    cudaGraph_t graph;
+    cuda->recording = -1;
+    cuda_check(cudaStreamEndCapture(cuda->stream, &graph), "ending a recording");
+    cuda_check(cudaGraphInstantiate(&r->graph, graph, 0), "making a graph");
+    cuda_check(cudaGraphDestroy(graph), "making a graph");
+    cuda_check(cudaGraphLaunch(r->graph, cuda->stream), "replaying a recorded stretch");
+}
+
+/* ---- creation --------------------------------------------------------------------------------------------------------------------- */
+
+/* Dense bf16 products per second as sold (FORMATS.md, MFU); fp32 has no figure there. */
+static double peak_flops_of(const char *name) {
+    static const struct { const char *part; double tflops; } known[] = {
+        {"H200", 989.5}, {"H100 80GB HBM3", 989.5}, {"H100 SXM", 989.5}, {"A100", 312}, {"RTX 4090", 165.2}, {"L40S", 362}, {"B200", 2250}};
+    for (size_t i = 0; LLMC_BF16 && i < sizeof known / sizeof *known; i++)
+        if (strstr(name, known[i].part)) return 1e12 * known[i].tflops;
+    return 0;
+}
+
+static bool open_device(CudaBackend *cuda, Error *e) {
+    int count = 0, wanted = cuda->options.ordinal;
+    cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0)
+        return fail(e, EXIT_USAGE, "--device cuda: no usable NVIDIA GPU or driver (%s); use --device cpu, or look at what nvidia-smi says",
+                    status != cudaSuccess ? cudaGetErrorString(status) : "none found");
+    if (wanted < 0 || wanted >= count) return fail(e, EXIT_USAGE, "--gpu %d: found %d GPU%s, expected a number from 0 to %d", wanted, count, count == 1 ? "" : "s", count - 1);
+    cudaDeviceProp prop;
+    cuda_check(cudaSetDevice(wanted), "choosing the GPU");
+    cuda_check(cudaGetDeviceProperties(&prop, wanted), "asking for the GPU's properties");
+    snprintf(cuda->device_name, sizeof cuda->device_name, "%.*s", (int)sizeof cuda->device_name - 1, prop.name);
+    cuda->sm_count = prop.multiProcessorCount;
+    cuda->capability = 10 * prop.major + prop.minor;
+    cuda->shared_limit = prop.sharedMemPerBlockOptin;
+    if (cuda->capability < 80) return fail(e, EXIT_USAGE, "--device cuda: %s has compute capability %d.%d; expected 8.0 (A100) or later", prop.name, prop.major, prop.minor);
+    return true;
+}
+
+static void create_streams(CudaBackend *cuda) {
+    cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "creating a stream");
+    cuda_check(cudaStreamCreateWithFlags(&cuda->copy_stream, cudaStreamNonBlocking), "creating a stream");
+    for (auto &slot : cuda->ring) {
+        cuda_check(cudaMallocHost((void **)&slot.host, RING_BYTES), "allocating pinned memory");
+        cuda_check(cudaMalloc((void **)&slot.device, RING_BYTES), "allocating memory for uploads");
+        cuda_check(cudaEventCreateWithFlags(&slot.uploaded, cudaEventDisableTiming), "creating an event");
+        cuda_check(cudaEventCreateWithFlags(&slot.taken, cudaEventDisableTiming), "creating an event");
+    }
+    for (auto &post : cuda->posts) {
+        cuda_check(cudaMallocHost((void **)&post.host, POST_BYTES), "allocating pinned memory");
+        cuda_check(cudaEventCreateWithFlags(&post.done, cudaEventDisableTiming), "creating an event");
+    }
+}
+
+static void cuda_destroy(Backend *b) {
+    CudaBackend *cuda = cuda_of(b);
+    if (cuda->stream) {
+        cudaStreamSynchronize(cuda->stream);
+        forget_recordings(cuda);
+    }
+    if (cuda->matmul) matmul_destroy(cuda->matmul);
+    if (cuda->cudnn) cudnn_destroy(cuda->cudnn);
+    for (size_t i = 0; i < cuda->n_blocks; i++) cudaFree(cuda->blocks[i].p);
+    for (auto &slot : cuda->ring) {
+        if (!slot.host) continue;
+        cudaFreeHost(slot.host), cudaFree(slot.device);
+        cudaEventDestroy(slot.uploaded), cudaEventDestroy(slot.taken);
+    }
+    for (auto &post : cuda->posts)
+        if (post.host) cudaFreeHost(post.host), cudaEventDestroy(post.done);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream), cudaStreamDestroy(cuda->copy_stream);
+    if (failing == cuda) failing = NULL;
+    free(cuda->blocks);
+    free(cuda);
+}
+
+static void print_plans(Backend *b, FILE *out) { matmul_print_plans(cuda_of(b), out); }
+static bool health(Backend *b, DeviceHealth *h) { return health_read(cuda_of(b), h); }
+
+static void fill_in(CudaBackend *cuda) {
+    Backend *b = &cuda->base;
+#ifdef LLMC_EMU
+    b->name = "emu";
+#else
+    b->name = "cuda";
+#endif
+    b->dtype = LLMC_BF16 ? "bf16" : "fp32";
+    b->elem_bytes = sizeof(elem);
+    b->gelu_rounds_first = sizeof(elem) == 4 || !cuda->options.fuse_gelu;
+    b->device = cuda->device_name;
+    b->peak_flops = peak_flops_of(cuda->device_name);
+    b->alloc = cuda_alloc, b->release = cuda_release, b->upload = cuda_upload, b->download = cuda_download;
+    b->fill_zero = cuda_fill_zero, b->room = cuda_room, b->post = cuda_post, b->collect = cuda_collect;
+    b->attention_saved_bytes = cuda_attention_saved_bytes;
+#define LLMC_CUDA_OP(op, Args) b->op = cuda_##op;
+    LLMC_OPS(LLMC_CUDA_OP)
+#undef LLMC_CUDA_OP
+    b->plan_begin = cuda_plan_begin, b->plan_end = cuda_plan_end, b->mark = cuda_mark;
+    b->replay = cuda_replay, b->record_end = cuda_record_end, b->sync = cuda_sync;
+    b->print_plans = print_plans, b->health = health, b->destroy = cuda_destroy;
+}
+
+Backend *backend_create(const CudaOptions *options, Error *e) {
+    CudaBackend *cuda = (CudaBackend *)xcalloc(1, sizeof *cuda);
+    cuda->options = *options;
+    cuda->recording = -1;
+    fill_in(cuda);
+    bool ok = open_device(cuda, e);
+    if (ok) {
+        cuda->base.peak_flops = peak_flops_of(cuda->device_name);
+        failing = cuda;
+        create_streams(cuda);
+        ok = (cuda->matmul = matmul_create(cuda, options->plan_file, e)) != NULL;
+    }
+    if (ok && options->attention && !strcmp(options->attention, "cudnn")) ok = (cuda->cudnn = cudnn_create(cuda, e)) != NULL;
+    if (ok) return &cuda->base;
+    cuda_destroy(&cuda->base);
+    return NULL;
+}
+
+} /* namespace */

@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# One command on a machine with an NVIDIA GPU, under nine minutes: builds, tests, checks memory, measures ceilings, ops and whole steps, and writes
+# a record: dev/bench/records/GPU-DATE/record.json and README.md. A figure without its record does not exist.
+#   scripts/gpu_record.sh [--out FOLDER] [--seconds N]     FOLDER: instead of dev/bench/records/GPU-DATE; N: the time for all of it, default 530
+# LLMC_COMMIT: what to call the sources where this is no git checkout.
+# LLMC_RECORD_DEVICE=emu: the same on the emulator with tiny shapes, to test this script; its figures mean nothing.
+# Exit: 0 all parts done, 1 a part failed (the record says which), 2 usage, 3 no GPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530
+while [ $# -gt 0 ]; do
+    case $1 in
+        --out) out=${2:?--out needs a folder}; shift 2 ;;
+        --seconds) budget=${2:?--seconds needs a number}; shift 2 ;;
+        -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;;
+        *) echo "gpu_record: unknown option '$1'" >&2; exit 2 ;;
+    esac
+done
+started=$SECONDS today=$(date -u +%Y-%m-%d)
+work=$(mktemp -d)
+sampler=
+trap '[ -z "$sampler" ] || kill "$sampler" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+json() { local s=${1//\\/\\\\}; s=${s//\"/\\\"}; printf '"%s"' "${s//$'\n'/ }"; }
+
+# ---- the machine
+ask() { nvidia-smi --query-gpu="$1" --format=csv,noheader -i 0 2>/dev/null | head -n 1 || true; }
+if [ "$device" = cuda ]; then
+    gpu=$(ask name)
+    [ -n "$gpu" ] || { echo "gpu_record: no GPU here (nvidia-smi names none)" >&2; exit 3; }
+    build=build/cuda
+else
+    gpu="emulated GPU"
+    build=${LLMC_TEST_BUILD:-build/test}
+fi
+short=$(echo "${gpu#NVIDIA }" | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
+out=${out:-dev/bench/records/$short-$today}
+commit=${LLMC_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unversioned)}
+facts() {
+    printf 'GPU|%s\n' "$gpu"
+    if [ "$device" = cuda ]; then
+        printf 'driver|%s\nmemory|%s\npower limit|%s\nhighest SM clock|%s\nhighest memory clock|%s\nECC errors, uncorrected|%s\n' "$(ask driver_version)" \
+            "$(ask memory.total)" "$(ask power.limit)" "$(ask clocks.max.sm)" "$(ask clocks.max.memory)" "$(ask ecc.errors.uncorrected.volatile.total)"
+        bash scripts/find_cuda.sh | sed -n 's/^CUDA_FOUND := /built with|/p'
+    fi
+    printf 'processor|%s, %s threads\nkernel|%s\ncommit|%s\ndate|%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(uname -sr)" "$commit" \
+        "$(date -u '+%Y-%m-%d %H:%M UTC')"
+}
+facts >"$work/facts"
+
+# ---- parts: each has a time limit, none stops the others
+failed=0
+: >"$work/parts"
+part() { # name, seconds at most, command...
+    local name=$1 limit=$2 left=$((budget - SECONDS + started)) begin=$SECONDS status=0 note; shift 2
+    [ "$limit" -le "$left" ] || limit=$left
+    echo "== $name"
+    if [ "$limit" -lt 5 ]; then status=124 note="left out: no time"; : >"$work/$name.log"
+    else
+        timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
+        note=$(grep -E '^[0-9]+ passed, [0-9]+ failed|^step: |ERROR SUMMARY' "$work/$name.log" | tail -n 1 || true)
+        [ "$status" -ne 124 ] || note="stopped after $limit s"
+    fi
+    if [ "$status" -ne 0 ]; then failed=$((failed + 1)); tail -n 25 "$work/$name.log"; fi
+    echo "== $name: status $status, $((SECONDS - begin)) s${note:+; $note}"
+    printf '%s|%s|%s|%s\n' "$name" "$status" "$((SECONDS - begin))" "$note" >>"$work/parts"
+    return "$status"
+}
+
+# A whole step of a model: the first batch and recomputation that fit.
+step() { # name, model options, attention, then BATCH:RECOMPUTE...
+    local name=$1 options=$2 attention=$3 try status; shift 3
+    for try in "$@"; do
+        status=0
+        # shellcheck disable=SC2086
+        "$build/bench_step" --device "$device" $options --batch "${try%:*}" --recompute "${try#*:}" --attention "$attention" --plan-file "$work/plans" \
+            --json "$work/step-$name.json" || status=$?
+        [ "$status" -eq 3 ] || return "$status"
+    done
+    return "$status"
+}
+# A test program that must not have left the GPU out.
+gpu_tests() {
+    "$@" | tee "$work/tests" || return
+    if grep -E '^skipped cuda|^0 passed' "$work/tests"; then echo "the tests of the GPU did not run"; return 1; fi
+}
+memcheck() {
+    local filter sanitizer
+    sanitizer=$(bash dev/test/sanitize.sh --find) || { echo "no compute-sanitizer here"; return 1; }
+    for filter in "$@"; do "$sanitizer" --tool memcheck --error-exitcode 1 "$build/test_emu_ops" "$filter" || return 1; done
+}
+export -f step gpu_tests memcheck
+export build device work LLMC_TEST_DEVICE=$device
+
+if [ "$device" = cuda ]; then
+    part build 240 make cuda-programs || true
+    reasons=clocks_event_reasons.active # its name from driver 535 on
+    nvidia-smi --query-gpu=$reasons --format=csv -i 0 >/dev/null 2>&1 || reasons=clocks_throttle_reasons.active
+    (trap - EXIT; exec nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,$reasons --format=csv,noheader,nounits -i 0 -l 1) >"$work/samples" 2>/dev/null &
+    sampler=$!
+    part test-model 100 bash -o pipefail -c "gpu_tests $build/test_gpt2" || true
+    part test-ops 60 bash -o pipefail -c "gpu_tests $build/test_emu_ops" || true
+    part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
+    part ops-124M 90 "$build/bench_ops" --device cuda --shape 124M --seconds 0.1 --plan-file "$work/plans" --json "$work/ops-124M.json" || true
+    part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
+    part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
+    part step-1558M 90 bash -c 'step 1558M "--model 1558M --seq-len 1024 --steps 8" ours 16:none 16:gelu 8:gelu 4:block' || true
+    part ops-1558M 90 "$build/bench_ops" --device cuda --shape 1558M --seconds 0.1 --plan-file "$work/plans" --json "$work/ops-1558M.json" || true
+    part memcheck 60 bash -c 'memcheck "bf16 attention_forward" "bf16 attention_backward" "bf16 add_norm_backward" "bf16 head_loss" "bf16 adamw"' || true
+    kill "$sampler" 2>/dev/null || true
+    sampler=
+else
+    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_emu_ops" "$build/bench_ops" "$build/bench_step" || true
+    part test-ops 60 "$build/test_emu_ops" "bf16 gelu" || true
+    part ops-tiny 60 "$build/bench_ops" --device "$device" --shape tiny --seconds 0.01 --json "$work/ops-tiny.json" || true
+    part step-tiny 60 bash -c 'step tiny "--layers 2 --channels 64 --heads 2 --vocab-size 130 --seq-len 24 --steps 3" ours 2:none' || true
+fi
+
+# ---- the record
+# Lowest, middle and highest of each sampled figure, second by second through the measurements.
+spread() { # column
+    if [ -s "$work/samples" ]; then cut -d, -f"$1" "$work/samples" | sort -n | awk '{v[NR] = $1 + 0} END {printf "%g to %g, median %g", v[1], v[NR], v[int((NR + 1) / 2)]}'
+    else echo "not sampled"; fi
+}
+# Which of NVML's bits were ever set but idle (1): clocks held below what the work would get.
+throttling() {
+    if [ -s "$work/samples" ]; then cut -d, -f5 "$work/samples" | tr -d ' ' | sort | uniq -c | awk '$2 !~ /^0x0*[01]$/ {printf "%s%s in %d of the seconds", n++ ? ", " : "", $2, $1} END {if (!n) printf "none"}'
+    else echo "not sampled"; fi
+}
+mkdir -p "$out"
+{
+    printf '{"format": 1, "device": %s, "backend": %s, "commit": %s, "date": %s, "seconds": %d, "parts_failed": %d,\n"machine": {' "$(json "$gpu")" "$(json "$device")" "$(json "$commit")" \
+        "$(json "$today")" $((SECONDS - started)) "$failed"
+    while IFS='|' read -r key value; do printf '%s: %s, ' "$(json "$key")" "$(json "$value")"; done <"$work/facts"
+    printf '"SM MHz": %s, "memory MHz": %s, "watts": %s, "celsius": %s, "throttling": %s},\n"parts": [' "$(json "$(spread 1)")" "$(json "$(spread 2)")" "$(json "$(spread 3)")" "$(json "$(spread 4)")" \
+        "$(json "$(throttling)")"
+    comma=
+    while IFS='|' read -r name status seconds note; do
+        printf '%s\n  {"part": %s, "status": %d, "seconds": %d, "note": %s}' "$comma" "$(json "$name")" "$status" "$seconds" "$(json "$note")"; comma=,
+    done <"$work/parts"
+    for kind in steps ops; do
+        printf '],\n"%s": [' "$kind"
+        comma=
+        for f in "$work/${kind%s}"*-*.json; do
+            [ "$(tail -n 1 "$f" 2>/dev/null)" = ']}' ] || continue # a part that was stopped
+            printf '%s\n' "$comma"; cat "$f"; comma=,
+        done
+    done
+    printf ']}\n'
+} >"$out/record.json"
+{
+    printf '# %s, %s\n\nWritten by scripts/gpu_record.sh; record.json beside this page holds the same figures and more.\n' "$gpu" "$today"
+    [ "$device" = cuda ] || printf '\n**An emulator run that tests the script: no figure here says anything about a GPU.**\n'
+    [ "$failed" -eq 0 ] || printf '\n**%d parts failed: %s.**\n' "$failed" "$(awk -F'|' '$2 != 0 {printf "%s%s", n++ ? ", " : "", $1}' "$work/parts")"
+    printf '\n## Whole steps\n'; bash scripts/record_table.sh --record "$out/record.json"
+    printf '\n## Machine\n| | |\n|---|---|\n'; sed 's/|/ | /; s/.*/| & |/' "$work/facts"
+    printf '| SM clock during the run, MHz | %s |\n| memory clock, MHz | %s |\n| power, W | %s |\n| temperature, C | %s |\n| throttling (NVML bits) | %s |\n' "$(spread 1)" "$(spread 2)" "$(spread 3)" "$(spread 4)" \
+        "$(throttling)"
+    printf '\n## Parts\n| part | exit status | seconds | |\n|---|---|---|---|\n'; sed 's/|/ | /g; s/.*/| & |/' "$work/parts"
+    printf '\n## Ops\nMedian between the 10th and 90th percentile of many calls, random data, operands rotated past the L2. Floor: the larger of bytes (each operand once) over the\ncopy rate and FLOPs over the product rate, both measured in the same run. Library: time over that of cuDNN'"'"'s attention.\n'
+    for f in "$work"/ops-*.log; do if [ -s "$f" ]; then printf '```text\n%s\n```\n' "$(cat "$f")"; fi; done
+    printf '\n## Steps by op\n'
+    for f in "$work"/step-*.log; do if [ -s "$f" ]; then printf '```text\n%s\n```\n' "$(cat "$f")"; fi; done
+} >"$out/README.md"
+echo "record: $out ($((SECONDS - started)) s, $failed parts failed)"
+[ "$failed" -eq 0 ]
