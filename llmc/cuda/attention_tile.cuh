@@ -6,14 +6,6 @@
 #include "ptx.cuh"
 #include "swizzle.h"
 
-#ifdef LLMC_EMU
-#define UNROLL
-#define NO_UNROLL
-#else
-#define UNROLL _Pragma("unroll")
-#define NO_UNROLL _Pragma("unroll 1")
-#endif
-
 namespace LLMC_NS {
 
 enum { TILE_WARPS = 4, TILE_THREADS = TILE_WARPS * WARP };

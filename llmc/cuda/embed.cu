@@ -186,9 +186,7 @@ template <int W> __global__ void __launch_bounds__(MOST_THREADS) embed_positions
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W;
     if (c >= C) return;
     float sum[W] = {};
-#ifndef LLMC_EMU
 #pragma unroll 4
-#endif
     for (int b = 0; b < B; b++) {
         float v[W];
         unpack(v, load_piece<W>(dout + ((size_t)b * T + blockIdx.x) * C + c));

@@ -31,11 +31,13 @@
 
 namespace LLMC_NS {
 
-/* Before a loop over an array that must live in registers: every index a constant. */
+/* Before a loop over an array that must live in registers: every index a constant. NO_UNROLL: one that must not spread over more of them. */
 #ifdef LLMC_EMU
 #define UNROLL
+#define NO_UNROLL
 #else
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #endif
 
 /* ---- the compute type ---------------------------------------------------------------------------------------------- */

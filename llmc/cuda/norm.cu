@@ -7,9 +7,14 @@ namespace LLMC_NS {
 
 enum { THREADS = 256, VECTOR = Vec<elem>::N, LARGEST_C = 16384 };
 
-/* The thread's pieces of a row: k of PIECES, which begins at column c. `first` and `stride` are the kernel's. */
+/* The thread's pieces of a row: k of PIECES, which begins at column c. `first`, `stride` and UNROLLED are the kernel's. */
+#ifdef LLMC_EMU
+#define UNROLL_PIECES
+#else
+#define UNROLL_PIECES _Pragma("unroll UNROLLED")
+#endif
 #define EACH_PIECE(k, c)                                                                                               \
-    UNROLL                                                                                                             \
+    UNROLL_PIECES                                                                                                      \
     for (int k = 0, c = first; k < PIECES; k++, c += stride)                                                           \
         if (c < C)
 
@@ -44,6 +49,7 @@ template <bool BLOCK> __device__ __forceinline__ void row_sums(float &a, float &
  * registers, so that a large mean does not cancel. Error: one rounding of residual and out beside log2(C) + W PIECES roundings of float. */
 template <int W, int PIECES, bool BLOCK, int MAX_THREADS> __global__ void __launch_bounds__(MAX_THREADS)
 add_norm_forward_kernel(elem *out, elem *residual, float *mean, float *rstd, const elem *x, const elem *y, const elem *gamma, const elem *beta, size_t N, int C, float per_column) {
+    enum { UNROLLED = PIECES };
     DYNAMIC_SHARED(float, slots);
     const size_t row = BLOCK ? blockIdx.x : (size_t)blockIdx.x * (MAX_THREADS / WARP) + threadIdx.x / WARP;
     if (!BLOCK && row >= N) return; /* a whole warp, and no barrier follows */
@@ -105,7 +111,7 @@ void cuda_add_norm_forward(Backend *b, const AddNormForward *a) {
     if (cuda->planning) return;
     CHECK(a->out.p && a->mean.p && a->rstd.p && a->x.p && a->gamma.p && a->beta.p, "add_norm_forward: operand absent");
     CHECK(a->residual.p || !a->y.p, "add_norm_forward: y without residual");
-    if (a->C % VECTOR) return forward<1, 16, true, 1024>(cuda, a);
+    if (a->C % VECTOR) return forward<1, 32, true, 512>(cuda, a);
     switch (ceil_div(a->C, (size_t)VECTOR * WARP)) {
     case 1: return forward<VECTOR, 1, false, THREADS>(cuda, a);
     case 2: return forward<VECTOR, 2, false, THREADS>(cuda, a);
@@ -136,7 +142,9 @@ enum Home { OF_WARP, OF_BLOCK, OF_BLOCK_SHARED };
 template <int W, int PIECES, Home HOME, int MAX_THREADS, int MIN_BLOCKS> __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 add_norm_backward_kernel(elem *dresidual, float *partial, const elem *dout, const elem *dthrough, const elem *residual, const float *mean, const float *rstd,
                          const elem *gamma, size_t N, int C, float per_column) {
-    constexpr bool BLOCK = HOME != OF_WARP, SHARED = HOME == OF_BLOCK_SHARED, AGAIN = SHARED && W == 1 /* reads large ragged rows twice: few registers hold so many scalars */;
+    constexpr bool BLOCK = HOME != OF_WARP, SHARED = HOME == OF_BLOCK_SHARED;
+    constexpr bool AGAIN = SHARED && (W == 1 || sizeof(elem) == 4); /* large rows that registers do not hold, ragged or in fp32, are read twice */
+    enum { UNROLLED = AGAIN ? 4 : PIECES }; /* what is read twice need not be in registers, and what is need be at known places */
     DYNAMIC_SHARED(float, shared);
     float *slots = shared, *columns = shared + 2 * WARP; /* OF_WARP: (2, C); OF_BLOCK_SHARED: (PIECES, 2 W, threads), a thread's own */
     const int warp = threadIdx.x / WARP, first = (BLOCK ? threadIdx.x : threadIdx.x % WARP) * W, stride = (SHARED ? MAX_THREADS : BLOCK ? (int)blockDim.x : (int)WARP) * W;
@@ -150,13 +158,16 @@ add_norm_backward_kernel(elem *dresidual, float *partial, const elem *dout, cons
         const size_t row = next;
         Piece<elem, W> dy[PIECES], x[PIECES], through[PIECES];
         const float m = mean[row], s = rstd[row];
-        EACH_PIECE(k, c) dy[k] = load_piece<W>(dout + row * C + c);
-        EACH_PIECE(k, c) x[k] = load_piece<W>(residual + row * C + c);
+        if (!AGAIN) {
+            EACH_PIECE(k, c) dy[k] = load_piece<W>(dout + row * C + c);
+            EACH_PIECE(k, c) x[k] = load_piece<W>(residual + row * C + c);
+        }
         if (dthrough && !SHARED) EACH_PIECE(k, c) through[k] = load_piece<W>(dthrough + row * C + c);
         float g_sum = 0, gh_sum = 0;
         EACH_PIECE(k, c) {
             float d[W], h[W], w[W];
-            unpack(d, dy[k]), unpack(h, x[k]), unpack(w, load_piece<W>(gamma + c));
+            unpack(d, AGAIN ? load_piece<W>(dout + row * C + c) : dy[k]), unpack(h, AGAIN ? load_piece<W>(residual + row * C + c) : x[k]);
+            unpack(w, load_piece<W>(gamma + c));
             for (int i = 0; i < W; i++) {
                 h[i] = (h[i] - m) * s;
                 g_sum += d[i] * w[i];
@@ -166,14 +177,14 @@ add_norm_backward_kernel(elem *dresidual, float *partial, const elem *dout, cons
                     sums[0] += d[i] * h[i], sums[W * MAX_THREADS] += d[i];
                 } else sum_gamma[k][i] += d[i] * h[i], sum_beta[k][i] += d[i];
             }
-            stay_packed(dy[k]), stay_packed(x[k]);
+            if (!AGAIN) stay_packed(dy[k]), stay_packed(x[k]);
         }
         if (SHARED && !AGAIN && dthrough) EACH_PIECE(k, c) through[k] = load_piece<W>(dthrough + row * C + c); /* large rows: no registers earlier */
         row_sums<BLOCK>(g_sum, gh_sum, slots);
         const float g_mean = g_sum / C, gh_mean = gh_sum * per_column;
         EACH_PIECE(k, c) {
             float d[W], h[W], w[W], t[W] = {};
-            unpack(d, dy[k]), unpack(h, x[k]);
+            unpack(d, AGAIN ? load_piece<W>(dout + row * C + c) : dy[k]), unpack(h, AGAIN ? load_piece<W>(residual + row * C + c) : x[k]);
             unpack(w, load_piece<W>(gamma + not_kept(c))); /* from L1 again, rather than kept */
             if (dthrough) unpack(t, AGAIN ? load_piece<W>(dthrough + row * C + c) : through[k]);
             for (int i = 0; i < W; i++) d[i] = t[i] + s * (d[i] * w[i] - g_mean - (h[i] - m) * s * gh_mean);
@@ -218,7 +229,7 @@ void cuda_add_norm_backward(Backend *b, const AddNormBackward *a) {
     CHECK(cuda->planning || (a->dresidual.p && a->dgamma.p && a->dbeta.p && a->dout.p && a->residual.p && a->mean.p && a->rstd.p && a->gamma.p),
           "add_norm_backward: operand absent");
     const size_t vectors = a->C / VECTOR;
-    if (a->C % VECTOR) return a->C <= 2048 ? backward<1, 4, OF_BLOCK, 512, 2>(cuda, a) : backward<1, 22, OF_BLOCK_SHARED, 768, 1>(cuda, a);
+    if (a->C % VECTOR) return a->C <= 2048 ? backward<1, 4, OF_BLOCK, 512, 2>(cuda, a) : backward<1, 32, OF_BLOCK_SHARED, 512, 1>(cuda, a);
     if (vectors <= 1 * WARP) return backward<VECTOR, 1, OF_WARP, THREADS, 4>(cuda, a);
     if (vectors <= 2 * WARP) return backward<VECTOR, 2, OF_WARP, THREADS, 3>(cuda, a);
     if (vectors <= 3 * WARP) return backward<VECTOR, 3, OF_WARP, THREADS, 2>(cuda, a);
