@@ -126,8 +126,8 @@ template <class T> static inline void __stcs(T *p, T x) { *p = x; }
 
 /* ---- the runtime library ---------------------------------------------------------------------------------------------- */
 enum cudaError_t {
-    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorStreamCaptureUnsupported = 900,
-    cudaErrorStreamCaptureInvalidated = 901
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600, cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
@@ -157,6 +157,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+static inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end); /* by the declared times of what ran between them */
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
@@ -169,8 +171,10 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGetLastError();
 const char *cudaGetErrorString(cudaError_t status);
 
-/* Anything else that is to happen in a stream's order: what a library would queue (the twin of cuBLASLt). */
-void enqueue(cudaStream_t stream, std::function<void()> work);
+/* Anything else that is to happen in a stream's order: what a library would queue. It takes `seconds` of the device's clock, which stands still
+ * otherwise, so that a measurement gives the same on every machine. `timed`, if given, is run in place of `work` where nothing but such work
+ * stands between two recordings of events that time: a measurement of it need not compute. It should leave NaN, lest somebody takes it for work. */
+void enqueue(cudaStream_t stream, std::function<void()> work, double seconds = 2e-6, std::function<void()> timed = nullptr);
 
 /* ---- launches ------------------------------------------------------------------------------------------------------- */
 /* How the warps of a block take turns. One that runs ahead of the others finds missing barriers before a buffer is used again. */

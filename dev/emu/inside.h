@@ -1,4 +1,4 @@
-/* Between the two files of the emulator: emu.cpp (threads, blocks, what kernels call) and runtime.cpp (streams, memory, graphs). */
+/* Between the files of the emulator: emu.cpp (threads, blocks, what kernels call), runtime.cpp (streams, memory, graphs), cublaslt_twin.cpp. */
 #ifndef LLMC_EMU_INSIDE_H
 #define LLMC_EMU_INSIDE_H
 #include "emu.h"
@@ -23,6 +23,7 @@ void canary_set(char *end);
 bool canary_alive(const char *end);
 
 extern std::map<char *, size_t> device_memory; /* allocations: first byte, bytes */
+bool is_device(const void *p, size_t bytes);   /* within one of them */
 
 void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &thread);
 /* A fault that no thread of a kernel made: reported like theirs; comes back if on_fault does. */

@@ -15,9 +15,12 @@ struct Graph { std::vector<Work> work; };
 struct Stream {
     std::deque<Work> queue;
     Graph *capture;
+    const Event *timing;      /* the event whose recording has opened a measurement, else NULL */
+    bool mixed;               /* in it, something else than work that need not be computed */
 };
-struct Record { Stream *stream; bool done; };
-struct Event { std::shared_ptr<Record> record; };
+struct Record { Stream *stream; bool done; double at; };
+struct Event { std::shared_ptr<Record> record; bool times; };
+static double device_clock;   /* seconds */
 
 static std::vector<Stream *> streams;
 static Stream default_stream;
@@ -34,10 +37,19 @@ static void drain(Stream *s, const Record *until) {
     }
 }
 
-void enqueue(cudaStream_t stream, std::function<void()> work) {
-    Stream *s = stream_of(stream);
+static void push(Stream *s, Work work) {
     if (s->capture) s->capture->work.push_back(std::move(work));
     else s->queue.push_back(std::move(work));
+}
+
+void enqueue(cudaStream_t stream, std::function<void()> work, double seconds, std::function<void()> timed) {
+    Stream *s = stream_of(stream);
+    push(s, [=]() {
+        device_clock += seconds;
+        if (timed && s->timing && !s->mixed) return timed();
+        s->mixed = s->mixed || !timed;
+        work();
+    });
 }
 
 void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> thread) {
@@ -66,6 +78,7 @@ static bool is_within(const std::map<char *, size_t> &memory, const void *p, siz
     --m;
     return (size_t)((const char *)p - m->first) <= m->second && bytes <= m->second - (size_t)((const char *)p - m->first);
 }
+bool is_device(const void *p, size_t bytes) { return is_within(device_memory, p, bytes); }
 static size_t device_total() {
     const char *s = getenv("LLMC_EMU_MEMORY");
     return s ? (size_t)strtoull(s, nullptr, 10) : (size_t)4 << 30;
@@ -143,7 +156,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         memcpy(to, from, bytes);
         return cudaSuccess;
     }
-    enqueue(stream, [=]() { memcpy(to, from, bytes); });
+    enqueue(stream, [=]() { memcpy(to, from, bytes); }, 1e-6 + (double)bytes / 1e12);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) {
@@ -177,14 +190,26 @@ cudaError_t cudaDeviceSynchronize() {
     for (Stream *s : streams) drain(s, nullptr);
     return cudaSuccess;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { return *event = new Event{}, cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return *event = new Event{{}, !(flags & cudaEventDisableTiming)}, cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (stream_of(stream)->capture) return refused(); /* CUDA allows it, to fork and join; the backend has no use for it */
-    auto record = std::make_shared<Record>(Record{stream_of(stream), false});
+    auto record = std::make_shared<Record>(Record{stream_of(stream), false, 0});
+    const Event *timer = event->times ? event : nullptr; /* for its address alone */
     event->record = record;
-    enqueue(stream, [record]() { record->done = true; });
+    push(record->stream, [record, timer]() {
+        Stream *s = record->stream;
+        record->done = true, record->at = device_clock;
+        if (!timer) return;
+        s->timing = s->timing && s->timing != timer ? nullptr : timer; /* the second closes; the first once more begins anew */
+        s->mixed = false;
+    });
     return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    if (!begin->times || !end->times || !begin->record || !end->record) return cudaErrorInvalidResourceHandle;
+    if (!begin->record->done || !end->record->done) return cudaErrorNotReady;
+    return *milliseconds = (float)(1e3 * (end->record->at - begin->record->at)), cudaSuccess;
 }
 static void wait_for(const std::shared_ptr<Record> &record) {
     if (record && !record->done) drain(record->stream, record.get());
@@ -192,7 +217,7 @@ static void wait_for(const std::shared_ptr<Record> &record) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     std::shared_ptr<Record> record = event->record;
     if (stream_of(stream)->capture) return refused(); /* the graph would depend on work that is not in it */
-    if (record) enqueue(stream, [record]() { wait_for(record); });
+    if (record) push(stream_of(stream), [record]() { wait_for(record); });
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -219,7 +244,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { return *exec = new Graph(*graph), cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-    for (const Work &work : exec->work) enqueue(stream, work);
+    for (const Work &work : exec->work) push(stream_of(stream), work);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
@@ -235,6 +260,8 @@ const char *cudaGetErrorString(cudaError_t status) {
     case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted while a stream is captured";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    case cudaErrorNotReady: return "device not ready";
     case cudaErrorInvalidValue: break;
     }
     return "invalid argument";

@@ -14,7 +14,7 @@ rule base_stands_alone '(cpu|cuda|emu|dist|run|data|wrap)/|ops\.h|gpt2\.h|train\
 rule a_backend_sees_ops_and_base_alone '(run|data|wrap|dist)/|gpt2\.h|train\.h' llmc/cpu/*.[ch] llmc/wrap/*.[ch]
 rule cuda_sees_ops_and_base_alone '(run|data|wrap|dist|cpu)/|gpt2\.h|train\.h' llmc/cuda/*.{c,h,cu,cuh}
 rule data_knows_no_model '(cpu|cuda|emu|dist|wrap)/|ops\.h|gpt2\.h|train\.h' llmc/data/*.[ch]
-# The emulator: in the two headers that stand for CUDA's, under LLMC_EMU.
+# The emulator: in the headers that stand for CUDA's, under LLMC_EMU.
 emu_includes() { awk '/^#if/ {emu = /ifdef LLMC_EMU/} /^#(else|endif|elif)/ {emu = 0} /^#include "(\.\.\/)*dev\// && !emu {print FILENAME ": " $0}' llmc/cuda/*.{c,h,cu,cuh}; }
 found=$(emu_includes)
 if [ -z "$found" ]; then passed=$((passed + 1)); echo "ok the_emulator_stands_under_LLMC_EMU"; else failed=$((failed + 1)); echo "FAILED the_emulator_stands_under_LLMC_EMU: $found"; fi

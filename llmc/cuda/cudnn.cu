@@ -1,7 +1,7 @@
 /* Attention by cuDNN, to compare ours with (--attention cudnn): both directions as graphs of cuDNN's C backend API. Its one operation for the
  * whole (SDPA) has no causal mask before 9.21, so the graphs are composed of products, reductions and pointwise operations, which cuDNN
  * recognises as attention and runs as fused kernels. Graphs become plans while planning, by shape; a step only executes them. The saved
- * statistic is ours: log sum exp, so either forward serves either backward. Not for the emulator (dev/emu/library_twin.cpp). */
+ * statistic is ours: log sum exp, so either forward serves either backward. Not for the emulator (dev/emu/absent.cpp). */
 #ifndef LLMC_EMU
 #include "attention.cuh"
 #ifdef LLMC_CUDNN

@@ -4,7 +4,6 @@
  * The library is column-major: our c (M, N) is its (N, M) with the same stride, so it computes c^T = op(b)^T op(a)^T with our b on the left.
  * Of a matrix we store as it is used it takes no transpose; of one we store transposed it takes one. A bias along our n runs down its rows
  * (CUBLASLT_EPILOGUE_BIAS), the sums of our op(a) over k belong to its columns (BGRADB). */
-#ifndef LLMC_EMU
 #include "matmul_lt.cuh"
 
 namespace LLMC_NS {
@@ -411,4 +410,3 @@ void matmul_print_plans(CudaBackend *cuda, FILE *out) {
 }
 
 } /* namespace */
-#endif

@@ -1,5 +1,5 @@
 /* Matrix products of the CUDA backend. On a GPU: cuBLASLt, every algorithm it offers for a shape timed once while planning, the choice kept
- * in a file (matmul.cu). On the emulator: plain loops with the same roundings (dev/emu/library_twin.cpp). Row-major throughout. */
+ * in a file (matmul.cu); on the emulator the same with a twin of cuBLASLt (dev/emu/cublaslt_twin.h). Row-major throughout. */
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 #include "kernel.cuh"
@@ -40,7 +40,7 @@ struct Operands {
 void matmul_plan(CudaBackend *, const Product *);
 bool matmul_supported(CudaBackend *, const Product *);
 /* Whether the fused product is to be preferred to the plain one followed by a pass that moves `bytes`; decided while planning, from measured
- * times and the measured copy rate, and then fixed: a caller asks while planning too, after it has planned both. On the emulator: always true. */
+ * times and the measured copy rate, and then fixed: a caller asks while planning too, after it has planned both. */
 bool matmul_fuse(CudaBackend *, const Product *fused, const Product *plain, size_t bytes);
 void matmul(CudaBackend *, const Product *, const Operands *);
 
@@ -61,7 +61,11 @@ struct ProductSample {
     float error;              /* in units of what rounding may do: above 1, or NaN, is wrong */
     float value;              /* c there */
 };
+#ifdef LLMC_EMU
+enum { PRODUCT_SAMPLES = 8 }; /* threads are dear */
+#else
 enum { PRODUCT_SAMPLES = 256 };
+#endif
 void matmul_check(CudaBackend *, const Product *, const Operands *, ProductSample *samples);
 /* x[i] uniform in [-size, size], a function of seed and i. */
 void random_elements(CudaBackend *, elem *x, size_t n, float size, uint32_t seed);

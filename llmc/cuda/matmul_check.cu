@@ -39,7 +39,7 @@ __device__ __forceinline__ float in_bounds(float found, float exact, float bound
     return error <= 1e30f ? error : 1e30f;
 }
 
-/* samples[s] = (error, value) of the product at one element: the first, the last, the others scattered.  samples (256) =; all else in.
+/* samples[s] = (error, value) of the product at one element: the first, the last, the others scattered.  samples (PRODUCT_SAMPLES) =; all else in.
  * A warp: one sample; its lanes take every 32nd k. Bytes: a column or row of each matrix a sample, in sectors of 32 bytes at worst; it runs
  * when an algorithm is chosen, never in a step. Order of summation: by lanes, then a tree; float.
  * Bounds: 2^-18 of the sum of absolute values for other orders of summation (16 times a random walk at K = 65,536), 2^-7 of the result where

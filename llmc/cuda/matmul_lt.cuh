@@ -2,7 +2,11 @@
 #ifndef LLMC_CUDA_MATMUL_LT_CUH
 #define LLMC_CUDA_MATMUL_LT_CUH
 #include "backend.cuh"
+#ifdef LLMC_EMU
+#include "dev/emu/cublaslt_twin.h"
+#else
 #include <cublasLt.h>
+#endif
 
 namespace LLMC_NS {
 

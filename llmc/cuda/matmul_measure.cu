@@ -1,7 +1,6 @@
 /* The choice of an algorithm for every new product: each candidate runs on random operands, is compared with an independent sum, and is timed.
  * Times are of repeated runs on the same buffers after a warm-up, medians of a few: operands that fit the L2 are found there, which favours
  * small products a little; rotating through memory would make the start of a run several times longer. */
-#ifndef LLMC_EMU
 #include "matmul_lt.cuh"
 #include "../base/timer.h"
 
@@ -11,7 +10,13 @@ enum { FINALISTS = 4, AT_LEAST = 8, MOST_SAMPLES = 9 };
 static const double SHAPE_SECONDS = 0.3;  /* after which only the heuristic's first AT_LEAST are still tried: 40 shapes take 12 s */
 static const double ONE_TIMING = 100e-6;  /* what is shorter is repeated inside one pair of events */
 static const double LAUNCH_SECONDS = 2e-6; /* what a pass costs beside its bytes */
+#ifdef LLMC_EMU
+enum { COPY_BYTES = 64 << 10 };
+static const double WARM_UP_SECONDS = 0;
+#else
 enum { COPY_BYTES = 128 << 20 };
+static const double WARM_UP_SECONDS = 0.1;
+#endif
 
 struct Bench {
     CudaBackend *cuda;
@@ -169,7 +174,7 @@ static void measure_copy(Bench *b, Matmul *m) {
 
 /* A GPU that has idled needs some time to reach its clocks. */
 static void warm_up(Bench *b) {
-    for (const double begin = seconds_now(); seconds_now() - begin < 0.1; wait(b))
+    for (const double begin = seconds_now(); seconds_now() - begin < WARM_UP_SECONDS; wait(b))
         random_elements(b->cuda, (elem *)b->arena, min(b->arena_bytes, (size_t)COPY_BYTES) / sizeof(elem), 1, 1);
 }
 
@@ -248,4 +253,3 @@ void matmul_measure(CudaBackend *cuda) {
 }
 
 } /* namespace */
-#endif
