@@ -171,6 +171,41 @@ static size_t group_of(const Call *c, const Bound *bound, size_t i) {
 typedef struct { double error, size; } Plain;
 typedef Plain Plains[OP_MAX_OPERANDS][GROUPS];
 
+/* What the rounding of a sum is relative to: its largest term's size where terms cancel, not what is left of them. For attention_backward dp less
+ * its mean, which is nothing at all where all weight lies on one key: the sums of dq, dk and dv with every term's absolute value. */
+static void attention_terms(Plain *plain, const Call *c) {
+    double *x[OP_MAX_OPERANDS];
+    operands_load_d(x, c);
+    const Shape s = shape_of(c);
+    const size_t C = s.H * s.D, T = s.T;
+    const double *all_qkv = x[operand_index(c, "qkv")], *dout = x[operand_index(c, "dout")], scale = 1 / sqrt((double)s.D);
+    double *terms = xcalloc(T * 3 * C, sizeof *terms), p[REF_LARGEST_T], dp[REF_LARGEST_T];
+    for (size_t b = 0; b < s.B; b++) {
+        const double *qkv = all_qkv + b * T * 3 * C;
+        memset(terms, 0, T * 3 * C * sizeof *terms);
+        for (size_t t = 0; t < T; t++)
+            for (size_t h = 0; h < s.H; h++) {
+                const size_t at = h * s.D;
+                const double *g = dout + (b * T + t) * C + at, *q = qkv + t * 3 * C + at;
+                double mean = 0, *dq = terms + t * 3 * C + at;
+                weights_d(p, (double *)qkv, &s, t, h);
+                for (size_t k = 0; k <= t; k++) {
+                    dp[k] = 0;
+                    for (size_t d = 0; d < s.D; d++) dp[k] += fabs(g[d] * qkv[k * 3 * C + 2 * C + at + d]);
+                    mean += p[k] * dp[k];
+                }
+                for (size_t k = 0; k <= t; k++) {
+                    const double ds = p[k] * (dp[k] + mean) * scale, *key = qkv + k * 3 * C + C + at;
+                    double *dk = terms + k * 3 * C + C + at, *dv = dk + C;
+                    for (size_t d = 0; d < s.D; d++) dq[d] += ds * fabs(key[d]), dk[d] += ds * fabs(q[d]), dv[d] += p[k] * fabs(g[d]);
+                }
+            }
+        for (size_t i = 0; i < T * 3 * C; i++) plain[i / C % 3].size = fmax(plain[i / C % 3].size, terms[i]);
+    }
+    free(terms);
+    for (int i = 0; i < c->n; i++) free(x[i]);
+}
+
 /* Both references on the operands as they are before the call; exact is the caller's to free. head_logits has no tensor inside: its logits are
  * the result, in float32 whatever the compute type. */
 static void measure_plain(Plains plain, double **exact, const Call *c) {
@@ -187,6 +222,7 @@ static void measure_plain(Plains plain, double **exact, const Call *c) {
             p->size = fmax(p->size, fabs(exact[i][k]));
         }
     for (int i = 0; i < c->n; i++) free(x[i]);
+    if (c->op == OP_attention_backward) attention_terms(plain[operand_index(c, "dqkv")], c);
 }
 
 /* Other inputs of the same kind. */
@@ -216,17 +252,35 @@ static uint32_t draws_for(const Call *c) {
 
 static struct { double ratio; char where[200]; } worst; /* largest error of an op's cases, as a part of its bound */
 
-/* Of a float result, relative to the largest. attention_backward rounds thrice more than the loops: scores and the saved logarithm to base 2, for
- * an exponential of base 2. Where all weight lies on one key the loops have no error at all, whatever the scores. */
-static double rounding_of(const Call *c) { return (c->op == OP_attention_backward ? 4 : 1) * 0x1p-23; }
+/* The largest score of a query and a key it sees. */
+static double largest_score(const Call *c) {
+    double *x[OP_MAX_OPERANDS], p[REF_LARGEST_T], largest = 0;
+    operands_load_d(x, c);
+    const Shape s = shape_of(c);
+    for (size_t i = 0; i < s.B * s.T * s.H; i++) {
+        const size_t h = i % s.H, t = i / s.H % s.T, b = i / s.H / s.T;
+        scores_d(p, x[operand_index(c, "qkv")] + b * s.T * 3 * s.H * s.D, &s, t, h);
+        for (size_t k = 0; k <= t; k++) largest = fmax(largest, fabs(p[k]));
+    }
+    for (int i = 0; i < c->n; i++) free(x[i]);
+    return largest;
+}
 
-static void expect_operand(const Call *ours, const Bound *a, const double *exact, const Plain *plain) {
+/* Of a float result, relative to the largest (attention_backward: to its terms). Attention takes its scores to base 2 for an exponential of base 2:
+ * the factor and the product are rounded, backward the saved logarithm and the difference as well, each an error of a weight of up to 2^-24 of the
+ * score. The loops have no error at all where all weight lies on one key. */
+static double rounding_of(const Call *c) {
+    const int more = c->op == OP_attention_forward ? 2 : c->op == OP_attention_backward ? 4 : 0;
+    return 0x1p-23 + (more ? more * 0x1p-24 * largest_score(c) : 0);
+}
+
+static void expect_operand(const Call *ours, const Bound *a, const double *exact, const Plain *plain, double rounding) {
     bool half = is_compute_type(&a->o) && ours->b->elem_bytes == 2;
     for (size_t k = 0; k < a->o.n; k++) {
         if (!is_covered(ours, a, k)) continue;
         const Plain *p = &plain[group_of(ours, a, k)];
         double x = value_at(ours, a, a->after, k), y = exact[k], error = fabs(x - y);
-        double bound = 2 * p->error + (half ? 0x1p-8 * fabs(y) : rounding_of(ours) * p->size);
+        double bound = 2 * p->error + (half ? 0x1p-8 * fabs(y) : rounding * p->size);
         if (error > worst.ratio * bound) {
             worst.ratio = error / bound;
             snprintf(worst.where, sizeof worst.where, "%s.%s: %.2g of %.2g", ours->title, a->o.name, error, bound);
@@ -242,6 +296,7 @@ static void expect_operand(const Call *ours, const Bound *a, const double *exact
 static void expect_close(Call *ours) {
     double *exact[OP_MAX_OPERANDS], *other[OP_MAX_OPERANDS];
     Plains plain = {0};
+    const double rounding = rounding_of(ours);
     measure_plain(plain, exact, ours);
     for (uint32_t draw = 1, n = draws_for(ours); draw < n; draw++) {
         draw_inputs(ours, draw);
@@ -250,7 +305,7 @@ static void expect_close(Call *ours) {
     }
     for (int i = 0; i < ours->n; i++)
         if (ours->bound[i].o.p && ours->bound[i].o.mode != MODE_IN && has_values(&ours->bound[i]))
-            expect_operand(ours, &ours->bound[i], exact[i], plain[i]);
+            expect_operand(ours, &ours->bound[i], exact[i], plain[i], rounding);
     for (int i = 0; i < ours->n; i++) free(exact[i]);
 }
 

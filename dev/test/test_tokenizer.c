@@ -531,9 +531,9 @@ TEST(vocabulary_sizes_out_of_range) {
 
 TEST(gpt2_vocabulary) {
     const char *const from[2] = {"../shared/data/gpt2_vocab.json", "../shared/data/gpt2_merges.txt"}, *const to[2] = {"gpt2/vocab.json", "gpt2/merges.txt"};
-    char *dir = in_folder("gpt2");
-    Error e = {0};
     if (!path_exists(from[0])) SKIP("%s is not there", from[0]);
+    Error e = {0};
+    char *dir = in_folder("gpt2");
     EXPECT(dir_create(dir, &e));
     for (int i = 0; i < 2; i++) {
         size_t n;

@@ -41,7 +41,7 @@ static bool batch_bytes(const Session *s, size_t B, size_t *bytes, Error *e) {
 }
 
 bool plan_batch(Session *s, Error *e) {
-    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend, room), kept_back = room / 20 + scratch;
+    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend, room), spare = room / 20, kept_back = spare + scratch;
     size_t usable = room > kept_back ? room - kept_back : 0, samples = (size_t)s->options->total_batch / s->T, bytes;
     const Dataset *data = s->options->eval_only ? &s->val : &s->train;
     size_t low = 0, high = samples ? samples : data->n_windows < (1u << 20) ? (size_t)data->n_windows : 1u << 20;
@@ -55,7 +55,7 @@ bool plan_batch(Session *s, Error *e) {
     s->B = low ? low : 1;
     if (!batch_bytes(s, s->B, &bytes, e)) return false;
     char text[4][32];
-    format_bytes(text[0], (double)bytes), format_bytes(text[1], (double)room), format_bytes(text[2], (double)scratch), format_bytes(text[3], (double)(room / 20));
+    format_bytes(text[0], (double)bytes), format_bytes(text[1], (double)room), format_bytes(text[2], (double)scratch), format_bytes(text[3], (double)spare);
     if (!low && bytes > usable)
         return fail(e, EXIT_DATA, "--batch auto: one sample of %zu tokens needs %s, the device has %s, of which %s for scratch and 5 %% (%s) are left alone; "
                     "use a smaller model, a shorter --seq-len or --recompute block", s->T, text[0], text[1], text[2], text[3]);
