@@ -87,10 +87,10 @@ gpu_tests() {
 memcheck() {
     local filter sanitizer
     sanitizer=$(bash dev/test/sanitize.sh --find) || { echo "no compute-sanitizer here"; return 1; }
-    for filter in "$@"; do "$sanitizer" --tool memcheck --error-exitcode 1 "$build/test_emu_ops" "$filter" || return 1; done
+    for filter in "$@"; do "$sanitizer" --tool memcheck --error-exitcode 1 "$build/test_device_ops" "$filter" || return 1; done
 }
 export -f step gpu_tests memcheck
-export build device work LLMC_TEST_DEVICE=$device
+export build device work
 
 if [ "$device" = cuda ]; then
     part build 240 make cuda-programs || true
@@ -99,7 +99,7 @@ if [ "$device" = cuda ]; then
     (trap - EXIT; exec nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,$reasons --format=csv,noheader,nounits -i 0 -l 1) >"$work/samples" 2>/dev/null &
     sampler=$!
     part test-model 100 bash -o pipefail -c "gpu_tests $build/test_gpt2" || true
-    part test-ops 60 bash -o pipefail -c "gpu_tests $build/test_emu_ops" || true
+    part test-ops 60 bash -o pipefail -c "gpu_tests $build/test_device_ops && gpu_tests $build/test_device_step" || true
     part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
     part ops-124M 90 "$build/bench_ops" --device cuda --shape 124M --seconds 0.1 --plan-file "$work/plans" --json "$work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
@@ -110,8 +110,8 @@ if [ "$device" = cuda ]; then
     kill "$sampler" 2>/dev/null || true
     sampler=
 else
-    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_emu_ops" "$build/bench_ops" "$build/bench_step" || true
-    part test-ops 60 "$build/test_emu_ops" "bf16 gelu" || true
+    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_device_ops" "$build/bench_ops" "$build/bench_step" || true
+    part test-ops 60 "$build/test_device_ops" "bf16 gelu" || true
     part ops-tiny 60 "$build/bench_ops" --device "$device" --shape tiny --seconds 0.01 --json "$work/ops-tiny.json" || true
     part step-tiny 60 bash -c 'step tiny "--layers 2 --channels 64 --heads 2 --vocab-size 130 --seq-len 24 --steps 3" ours 2:none' || true
 fi

@@ -23,6 +23,16 @@ static inline void backends_run_device(const char *name, Backend *(*create)(cons
     }
 }
 
+/* The device of this build: the GPU's in a build for one, else the emulated one, else none (DEVICE_NAME is not defined). */
+#ifdef LLMC_CUDA
+#define DEVICE_NAME "cuda"
+#define device_backend_create cuda_backend_create
+#elif defined LLMC_EMU
+#define DEVICE_NAME "emu"
+#define device_backend_create emu_backend_create
+#endif
+#define NO_DEVICE "neither a CUDA toolkit nor a C++ compiler in this build"
+
 static inline void backends_run_all(void (*run)(const char *name, Backend *)) {
     Error e = {0, ""};
     for (int blas = 0; blas < 2; blas++)

@@ -17,10 +17,9 @@ skip() { echo "skipped sanitize: $1"; echo "0 passed, 0 failed, 1 skipped"; exit
 passed=0 failed=0
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
-export LLMC_TEST_DEVICE=cuda
 if [ $# -eq 0 ]; then set -- memcheck racecheck synccheck initcheck; fi
 for tool in "$@"; do
-    for test in test_emu_ops test_contract; do
+    for test in test_device_ops test_device_step test_contract; do
         if "$sanitizer" --tool "$tool" --error-exitcode 1 "build/cuda/$test" >"$log" 2>&1; then passed=$((passed + 1)); echo "ok $tool $test: $(tail -n 1 "$log")"
         else failed=$((failed + 1)); echo "FAILED $tool $test"; grep -A12 '^=========' "$log" | head -n 60; tail -n 3 "$log"; fi
     done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every op of the emulated backend under other orders of warps and blocks than the default's (test_emu_ops and test_contract run in that), with
+# Every op of the emulated backend under other orders of warps and blocks than the default's (test_device_ops and test_contract run in that), with
 # asynchronous copies at once instead of late, and with blocks that see nothing of each other. dev/emu/emu.h says what each schedule is.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -9,7 +9,7 @@ out=$(mktemp) || exit 1
 trap 'rm -f "$out"' EXIT
 for schedule in reversed ahead:1 ahead:0,early behind:0 in-turn,early apart; do
     started=$SECONDS
-    if LLMC_EMU_SCHEDULE=$schedule timeout 600 "$build/test_emu_ops" >"$out" 2>&1; then status=0; else status=$?; fi
+    if LLMC_EMU_SCHEDULE=$schedule timeout 600 "$build/test_device_ops" >"$out" 2>&1; then status=0; else status=$?; fi
     line=$(grep -E '^[0-9]+ passed' "$out" | tail -1)
     if [[ $line == "0 passed, 0 failed"* ]]; then
         skipped=$((skipped + 1)); echo "skipped $schedule: $(sed -n 's/^skipped [^:]*: //p' "$out" | head -1)"

@@ -1,10 +1,11 @@
-/* Every op of the emulated CUDA backend, in both compute types, against plain loops in double on the same (rounded) inputs, over the case list
- * of op_cases.h and the shapes below that only a GPU kernel finds hard. test_emu_ops NAME runs the tests whose name holds NAME ("bf16 attention").
+/* Every op of the CUDA backend, on a GPU or emulated, in both compute types, against plain loops in double on the same (rounded) inputs, over the case list
+ * of op_cases.h and the shapes below that only a GPU kernel finds hard. test_device_ops NAME runs the tests whose name holds NAME ("bf16 attention").
  * Bound: twice the error of the same loops in float, in bf16 with every intermediate tensor rounded, plus rounding (DESIGN.md, decision 13). */
+#include "backends.h"
 #include "op_cases.h"
 #include "ref_shape.h"
 
-#ifdef LLMC_EMU
+#ifdef DEVICE_NAME
 /* Shapes at the kernels' own borders: tiles of 64 and 128, head sizes with and without tensor cores, rows of several vectors. */
 #define ATTENTION_CASE(op, T) {op, {1, T, 2, 64}, "", 0}, {op, {2, T, 2, 128}, "", 0}
 #define ATTENTION_CASES(op)                                                                                            \
@@ -102,7 +103,7 @@ static const OpCase more_cases[] = {
 };
 enum { N_MORE = sizeof more_cases / sizeof *more_cases };
 
-static Backend *emu, *cpu;
+static Backend *gpu, *cpu;
 static OpId op_under_test;
 
 /* The content of all operands of `from`, as floats, into `to`. */
@@ -334,7 +335,7 @@ static void run_step_case(const OpCase *k, Call *ours) {
 
 static void run_case(const OpCase *k) {
     Call ours;
-    call_create(&ours, emu, k);
+    call_create(&ours, gpu, k);
     call_fill(&ours, FILL_NAN, FILL_VALUES);
     if (k->op == OP_loss_sum || k->op == OP_sum_squares || k->op == OP_step_decide) run_step_case(k, &ours);
     else call_run(&ours), expect_close(&ours);
@@ -346,7 +347,7 @@ static void run_case(const OpCase *k) {
 static void run_growing(OpId op, size_t D) {
     const OpCase k = {op, {1, 300, 2, D}, "", 0};
     Call ours, exact;
-    call_create(&ours, emu, &k);
+    call_create(&ours, gpu, &k);
     call_create(&exact, cpu, &k);
     call_fill(&ours, FILL_NAN, FILL_VALUES);
     call_fill(&exact, FILL_NAN, FILL_VALUES);
@@ -387,36 +388,33 @@ static void test_op(void) {
     EXPECT(complaints == 0 && cases > 0, "%d complaints in %d cases", complaints, cases);
 }
 
-static void run_all(const char *dtype) {
+static void run_on(const char *name, Backend *device) {
     Error e = {0};
-    CudaOptions options = {.dtype = dtype, .attention = "ours", .fuse_gelu = true, .graphs = true};
-    emu = emu_backend_create(&options, &e);
-    cpu = cpu_backend_create(&e);
-    CHECK(emu && cpu, "%s", e.text);
+    gpu = device, cpu = cpu_backend_create(&e);
+    CHECK(cpu, "%s", e.text);
     for (int op = 0; op < OP_COUNT; op++) {
         char title[64];
         op_under_test = (OpId)op;
-        snprintf(title, sizeof title, "%s %s", dtype, op_names[op]);
+        snprintf(title, sizeof title, "%s %s", name, op_names[op]);
         test_run(title, test_op);
     }
     char title[64];
-    snprintf(title, sizeof title, "%s attention of growing scores", dtype);
+    snprintf(title, sizeof title, "%s attention of growing scores", name);
     test_run(title, test_growing);
-    emu->destroy(emu);
+    gpu->destroy(gpu);
     cpu->destroy(cpu);
 }
 
 int main(int argc, char **argv) {
     test_start(argc, argv);
-    run_all("bf16");
-    run_all("fp32");
+    backends_run_device(DEVICE_NAME, device_backend_create, run_on);
     return test_done();
 }
 #else
-TEST(emulated_backend) { SKIP("no C++ compiler in this build"); }
+TEST(device) { SKIP(NO_DEVICE); }
 int main(int argc, char **argv) {
     test_start(argc, argv);
-    RUN(emulated_backend);
+    RUN(device);
     return test_done();
 }
 #endif

@@ -1,12 +1,11 @@
-/* The head and the step's ops of the emulated CUDA backend where a list of shapes does not reach: NaN and ignored rows, more segments than one launch
+/* The head and the step's ops of the CUDA backend, on a GPU or emulated, where a list of shapes does not reach: NaN and ignored rows, more segments than one launch
  * takes, pointers that are not aligned, skipped and recorded steps, the values at the edge of stochastic rounding. */
 #include "llmc/base/rng.h"
-#include "llmc/ops.h"
-#include "test.h"
+#include "backends.h"
 #include <math.h>
 
-#ifdef LLMC_EMU
-static Backend *emu, *cpu;
+#ifdef DEVICE_NAME
+static Backend *gpu, *cpu;
 
 static void *room(Backend *b, size_t bytes, const void *content) {
     Error e = {0};
@@ -27,13 +26,13 @@ static void run(Backend *b, OpId op, const void *args) {
 static float uniform(uint32_t stream, size_t i) { return (float)(2 * rng_uniform(9, stream, 0, i) - 1); }
 
 static size_t put_elems(char *host, const float *x, size_t n) { /* truncated where the compute type is bf16; returns the bytes */
-    for (size_t i = 0; i < n; i++) memcpy(host + i * emu->elem_bytes, (const char *)&x[i] + 4 - emu->elem_bytes, emu->elem_bytes);
-    return n * emu->elem_bytes;
+    for (size_t i = 0; i < n; i++) memcpy(host + i * gpu->elem_bytes, (const char *)&x[i] + 4 - gpu->elem_bytes, gpu->elem_bytes);
+    return n * gpu->elem_bytes;
 }
 
 static float elem_at(const char *host, size_t i) {
     float x = 0;
-    memcpy((char *)&x + 4 - emu->elem_bytes, host + i * emu->elem_bytes, emu->elem_bytes);
+    memcpy((char *)&x + 4 - gpu->elem_bytes, host + i * gpu->elem_bytes, gpu->elem_bytes);
     return x;
 }
 
@@ -48,18 +47,18 @@ static void head(float *losses, float *dx, const int32_t *targets, size_t bad, f
     for (size_t i = 0; i < N * C; i++) x[i] = uniform(1, i);
     for (size_t i = 0; i < V * C; i++) w[i] = uniform(2, i);
     x[bad * C] = value;
-    a.x.p = room(emu, put_elems(host, x, N * C), host);
-    a.w.p = room(emu, put_elems(host, w, VP * C), host);
-    a.losses.p = room(emu, N * 4, NULL);
-    a.dx.p = room(emu, N * C * emu->elem_bytes, NULL);
-    a.dw.p = room(emu, VP * C * 4, NULL);
-    a.targets.p = room(emu, N * 4, targets);
-    run(emu, OP_head_loss, &a);
-    emu->download(emu, losses, a.losses.p, N * 4);
-    emu->download(emu, back, a.dx.p, N * C * emu->elem_bytes);
+    a.x.p = room(gpu, put_elems(host, x, N * C), host);
+    a.w.p = room(gpu, put_elems(host, w, VP * C), host);
+    a.losses.p = room(gpu, N * 4, NULL);
+    a.dx.p = room(gpu, N * C * gpu->elem_bytes, NULL);
+    a.dw.p = room(gpu, VP * C * 4, NULL);
+    a.targets.p = room(gpu, N * 4, targets);
+    run(gpu, OP_head_loss, &a);
+    gpu->download(gpu, losses, a.losses.p, N * 4);
+    gpu->download(gpu, back, a.dx.p, N * C * gpu->elem_bytes);
     for (size_t i = 0; i < N * C; i++) dx[i] = elem_at(back, i);
     void *const all[] = {a.x.p, a.w.p, a.losses.p, a.dx.p, a.dw.p, a.targets.p};
-    for (int i = 0; i < 6; i++) emu->release(emu, all[i]);
+    for (int i = 0; i < 6; i++) gpu->release(gpu, all[i]);
 }
 
 TEST(a_bad_logit_shows_in_its_row_alone) {
@@ -147,7 +146,7 @@ TEST(adamw_takes_more_segments_than_a_launch) {
     enum { MOST = 1000, LENGTH = 30011 };
     AdamWSegment segments[MOST];
     size_t count = odd_segments(segments, MOST, LENGTH), last = segments[count - 1].first + segments[count - 1].n;
-    Flat ours = flat_create(emu, LENGTH, 0, &example), exact = flat_create(cpu, LENGTH, 0, &example);
+    Flat ours = flat_create(gpu, LENGTH, 0, &example), exact = flat_create(cpu, LENGTH, 0, &example);
     Flat *const both[] = {&ours, &exact};
     for (int k = 0; k < 2; k++) {
         both[k]->a.segments = segments, both[k]->a.n_segments = count;
@@ -168,23 +167,23 @@ TEST(alignment_changes_no_bit) {
     const AdamWSegment segments[2] = {{0, 20001, 1}, {20001, 20002, 0}};
     StepState s = example, sums[2];
     s.rounding = ROUND_STOCHASTIC;
-    Flat f[2] = {flat_create(emu, LENGTH, 0, &s), flat_create(emu, LENGTH, 1, &s)};
+    Flat f[2] = {flat_create(gpu, LENGTH, 0, &s), flat_create(gpu, LENGTH, 1, &s)};
     for (int k = 0; k < 2; k++) {
         f[k].a.segments = segments, f[k].a.n_segments = 2;
-        run(emu, OP_sum_squares, &(SumSquares){.step = f[k].a.step, .grads = f[k].a.grads, .n = LENGTH});
-        run(emu, OP_loss_sum, &(LossSum){.step = f[k].a.step, .losses = {f[k].a.grads.p}, .n = LENGTH});
-        run(emu, OP_adamw, &f[k].a);
-        emu->download(emu, &sums[k], f[k].a.step.p, sizeof s);
+        run(gpu, OP_sum_squares, &(SumSquares){.step = f[k].a.step, .grads = f[k].a.grads, .n = LENGTH});
+        run(gpu, OP_loss_sum, &(LossSum){.step = f[k].a.step, .losses = {f[k].a.grads.p}, .n = LENGTH});
+        run(gpu, OP_adamw, &f[k].a);
+        gpu->download(gpu, &sums[k], f[k].a.step.p, sizeof s);
         flat_read(&f[k]);
-        run(emu, OP_cast_params, &(CastParams){.out = f[k].a.params, .in = f[k].a.master, .n = LENGTH, .rounding = s.rounding, .seed = s.seed,
+        run(gpu, OP_cast_params, &(CastParams){.out = f[k].a.params, .in = f[k].a.master, .n = LENGTH, .rounding = s.rounding, .seed = s.seed,
                                                .updates = s.updates});
     }
     EXPECT(sums[0].sum_squares > 16 && !memcmp(&sums[0], &sums[1], sizeof s), "sums %.17g %.17g", sums[0].sum_squares, sums[1].sum_squares);
     EXPECT(flat_same(&f[0], &f[1]), "adamw");
     for (int k = 0; k < 2; k++) {
-        char *cast = xcalloc(LENGTH, emu->elem_bytes);
-        emu->download(emu, cast, f[k].a.params.p, LENGTH * emu->elem_bytes);
-        EXPECT(!memcmp(cast, (char *)f[k].host[0] + f[k].shift * emu->elem_bytes, LENGTH * emu->elem_bytes), "cast_params, shift %d", k);
+        char *cast = xcalloc(LENGTH, gpu->elem_bytes);
+        gpu->download(gpu, cast, f[k].a.params.p, LENGTH * gpu->elem_bytes);
+        EXPECT(!memcmp(cast, (char *)f[k].host[0] + f[k].shift * gpu->elem_bytes, LENGTH * gpu->elem_bytes), "cast_params, shift %d", k);
         free(cast);
     }
     flat_destroy(&f[0]), flat_destroy(&f[1]);
@@ -195,29 +194,29 @@ static void steps(Flat *f, uint64_t key) {
     const SumSquares sum = {.step = f->a.step, .grads = f->a.grads, .n = f->n};
     const StepDecide decide = {.step = f->a.step};
     Error e = {0};
-    emu->plan_begin(emu);
-    emu->sum_squares(emu, &sum), emu->step_decide(emu, &decide), emu->adamw(emu, &f->a);
-    CHECK(emu->plan_end(emu, &e), "%s", e.text);
+    gpu->plan_begin(gpu);
+    gpu->sum_squares(gpu, &sum), gpu->step_decide(gpu, &decide), gpu->adamw(gpu, &f->a);
+    CHECK(gpu->plan_end(gpu, &e), "%s", e.text);
     for (int i = 0; i < 5; i++) {
         StepState s;
-        emu->download(emu, &s, f->a.step.p, sizeof s);
+        gpu->download(gpu, &s, f->a.step.p, sizeof s);
         s.sum_squares = 0, s.loss_sum = i == 2 ? NAN : 30, s.lr = 0.01f / (float)(i + 1);
-        emu->upload(emu, f->a.step.p, &s, sizeof s);
-        if (key && emu->replay(emu, key)) continue;
-        emu->sum_squares(emu, &sum), emu->step_decide(emu, &decide), emu->adamw(emu, &f->a);
-        if (key) emu->record_end(emu, key);
+        gpu->upload(gpu, f->a.step.p, &s, sizeof s);
+        if (key && gpu->replay(gpu, key)) continue;
+        gpu->sum_squares(gpu, &sum), gpu->step_decide(gpu, &decide), gpu->adamw(gpu, &f->a);
+        if (key) gpu->record_end(gpu, key);
     }
 }
 
 TEST(recorded_steps_have_the_bits_of_issued_ones) {
     const AdamWSegment segments[1] = {{3, 9990, 1}};
     StepState s[2];
-    Flat f[2] = {flat_create(emu, 10000, 0, &example), flat_create(emu, 10000, 0, &example)};
+    Flat f[2] = {flat_create(gpu, 10000, 0, &example), flat_create(gpu, 10000, 0, &example)};
     for (int k = 0; k < 2; k++) {
         f[k].a.segments = segments, f[k].a.n_segments = 1;
         steps(&f[k], k ? 77 : 0);
         flat_read(&f[k]);
-        emu->download(emu, &s[k], f[k].a.step.p, sizeof *s);
+        gpu->download(gpu, &s[k], f[k].a.step.p, sizeof *s);
     }
     EXPECT(flat_same(&f[0], &f[1]) && !memcmp(&s[0], &s[1], sizeof *s), "they differ");
     EXPECT(s[0].updates == example.updates + 4, "%lld updates: the one with a NaN was to be skipped", (long long)s[0].updates);
@@ -228,9 +227,9 @@ TEST(a_skipped_step_changes_nothing) {
     const AdamWSegment segments[1] = {{0, 1000, 1}};
     StepState s = example;
     s.skip = SKIP_NORM;
-    Flat before = flat_create(emu, 1000, 0, &s), after = flat_create(emu, 1000, 0, &s);
+    Flat before = flat_create(gpu, 1000, 0, &s), after = flat_create(gpu, 1000, 0, &s);
     after.a.segments = segments, after.a.n_segments = 1;
-    run(emu, OP_adamw, &after.a);
+    run(gpu, OP_adamw, &after.a);
     flat_read(&before), flat_read(&after);
     EXPECT(flat_same(&before, &after), "it does");
     flat_destroy(&before), flat_destroy(&after);
@@ -244,10 +243,10 @@ TEST(stochastic_rounding_at_the_edges) {
     for (size_t i = 0; i < TRIES * 4; i++) in[i] = i % 4 ? exact[i % EXACT] : i % 8 ? NAN : 1 + 0x1p-9f; /* a quarter of the way to the next */
     uint32_t quiet_low = 0x7f800001u;      /* a NaN that lies in the bits cut off */
     memcpy(&in[4], &quiet_low, 4);
-    CastParams a = {.out = {room(emu, sizeof in, NULL)}, .in = {room(emu, sizeof in, in)}, .n = TRIES * 4, .rounding = ROUND_STOCHASTIC, .seed = 11,
+    CastParams a = {.out = {room(gpu, sizeof in, NULL)}, .in = {room(gpu, sizeof in, in)}, .n = TRIES * 4, .rounding = ROUND_STOCHASTIC, .seed = 11,
                     .updates = 3};
-    run(emu, OP_cast_params, &a);
-    emu->download(emu, back, a.out.p, TRIES * 4 * emu->elem_bytes);
+    run(gpu, OP_cast_params, &a);
+    gpu->download(gpu, back, a.out.p, TRIES * 4 * gpu->elem_bytes);
     size_t up = 0, quarters = TRIES / 2;
     for (size_t i = 0; i < TRIES * 4; i++) {
         float x = elem_at(back, i);
@@ -255,8 +254,8 @@ TEST(stochastic_rounding_at_the_edges) {
         else if (i % 8) EXPECT(isnan(x), "element %zu: %g for a NaN", i, (double)x);
         else up += x == 1 + 0x1p-7f;
     }
-    if (emu->elem_bytes == 2) EXPECT(fabs((double)up - 0.25 * (double)quarters) < 6 * sqrt(0.1875 * (double)quarters), "%zu of %zu up", up, quarters);
-    emu->release(emu, a.out.p), emu->release(emu, a.in.p);
+    if (gpu->elem_bytes == 2) EXPECT(fabs((double)up - 0.25 * (double)quarters) < 6 * sqrt(0.1875 * (double)quarters), "%zu of %zu up", up, quarters);
+    gpu->release(gpu, a.out.p), gpu->release(gpu, a.in.p);
 }
 
 TEST(stochastic_rounding_takes_the_words_of_the_contract) {
@@ -264,28 +263,26 @@ TEST(stochastic_rounding_takes_the_words_of_the_contract) {
     float in[LENGTH];
     char back[sizeof in];
     for (size_t i = 0; i < LENGTH; i++) in[i] = uniform(4, i);
-    CastParams a = {.out = {room(emu, sizeof in, NULL)}, .in = {room(emu, sizeof in, in)}, .n = LENGTH, .rounding = ROUND_STOCHASTIC, .seed = 11,
+    CastParams a = {.out = {room(gpu, sizeof in, NULL)}, .in = {room(gpu, sizeof in, in)}, .n = LENGTH, .rounding = ROUND_STOCHASTIC, .seed = 11,
                     .updates = 3};
-    run(emu, OP_cast_params, &a);
-    emu->download(emu, back, a.out.p, LENGTH * emu->elem_bytes);
-    for (size_t i = 0; i < LENGTH && emu->elem_bytes == 2; i++) {
+    run(gpu, OP_cast_params, &a);
+    gpu->download(gpu, back, a.out.p, LENGTH * gpu->elem_bytes);
+    for (size_t i = 0; i < LENGTH && gpu->elem_bytes == 2; i++) {
         uint32_t bits;
         uint16_t found;
         memcpy(&bits, &in[i], 4), memcpy(&found, back + 2 * i, 2);
         uint32_t want = (bits + (rng4(11, RNG_ROUND, 3, i / 4).v[i % 4] & 0xffff)) >> 16;
         EXPECT(found == want, "element %zu: %04x, wanted %04x", i, found, want);
     }
-    emu->release(emu, a.out.p), emu->release(emu, a.in.p);
+    gpu->release(gpu, a.out.p), gpu->release(gpu, a.in.p);
 }
 
-#define RUN_ON(name) (snprintf(title, sizeof title, "%s, %s", dtype, #name), test_run(title, test_##name))
-static void run_all(const char *dtype) {
-    char title[128];
+#define RUN_ON(test) (snprintf(title, sizeof title, "%s, %s", name, #test), test_run(title, test_##test))
+static void run_on(const char *name, Backend *device) {
     Error e = {0};
-    CudaOptions options = {.dtype = dtype, .attention = "ours", .fuse_gelu = true, .graphs = true};
-    emu = emu_backend_create(&options, &e);
-    cpu = cpu_backend_create(&e);
-    CHECK(emu && cpu, "%s", e.text);
+    gpu = device, cpu = cpu_backend_create(&e);
+    CHECK(cpu, "%s", e.text);
+    char title[128];
     RUN_ON(a_bad_logit_shows_in_its_row_alone);
     RUN_ON(ignored_rows_count_for_nothing);
     RUN_ON(adamw_takes_more_segments_than_a_launch);
@@ -294,21 +291,20 @@ static void run_all(const char *dtype) {
     RUN_ON(a_skipped_step_changes_nothing);
     RUN_ON(stochastic_rounding_at_the_edges);
     RUN_ON(stochastic_rounding_takes_the_words_of_the_contract);
-    emu->destroy(emu);
+    gpu->destroy(gpu);
     cpu->destroy(cpu);
 }
 
 int main(int argc, char **argv) {
     test_start(argc, argv);
-    run_all("bf16");
-    run_all("fp32");
+    backends_run_device(DEVICE_NAME, device_backend_create, run_on);
     return test_done();
 }
 #else
-TEST(emulated_backend) { SKIP("no C++ compiler in this build"); }
+TEST(device) { SKIP(NO_DEVICE); }
 int main(int argc, char **argv) {
     test_start(argc, argv);
-    RUN(emulated_backend);
+    RUN(device);
     return test_done();
 }
 #endif
