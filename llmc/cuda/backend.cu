@@ -248,12 +248,15 @@ static void cuda_record_end(Backend *b, uint64_t key) {
 
 /* ---- creation --------------------------------------------------------------------------------------------------------------------- */
 
-/* Dense bf16 products per second as sold (FORMATS.md, MFU); fp32 has no figure there. */
+/* Dense bf16 products per second as sold (FORMATS.md, MFU; H100 PCIe and the NVLs: NVIDIA's data sheets); fp32 has no figure there. The whole
+ * name decides: an "RTX 4090 D", an "RTX A1000" and a MIG slice are not what their names contain. */
 static double peak_flops_of(const char *name) {
-    static const struct { const char *part; double tflops; } known[] = {
-        {"H200", 989.5}, {"H100 80GB HBM3", 989.5}, {"H100 SXM", 989.5}, {"A100", 312}, {"RTX 4090", 165.2}, {"L40S", 362}, {"B200", 2250}};
+    static const struct { const char *name; double tflops; } known[] = {
+        {"H100 80GB HBM3", 989.5}, {"H200", 989.5}, {"H100 PCIe", 756.5}, {"H100 NVL", 835.5}, {"H200 NVL", 835.5}, {"A100-SXM4-40GB", 312},
+        {"A100-SXM4-80GB", 312}, {"A100-PCIE-40GB", 312}, {"A100 80GB PCIe", 312}, {"GeForce RTX 4090", 165.2}, {"L40S", 362}, {"B200", 2250}};
+    if (!strncmp(name, "NVIDIA ", 7)) name += 7;
     for (size_t i = 0; LLMC_BF16 && i < sizeof known / sizeof *known; i++)
-        if (strstr(name, known[i].part)) return 1e12 * known[i].tflops;
+        if (!strcmp(name, known[i].name)) return 1e12 * known[i].tflops;
     return 0;
 }
 
