@@ -42,7 +42,9 @@ void launch_prepare(const void *kernel, const char *name, size_t shared_bytes) {
 }
 
 void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, cudaError_t status) {
-    if (status == cudaSuccess && sync_each_launch() && !(failing && failing->recording >= 0)) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone; /* of this launch's stream: a process may have several backends */
+    if (status == cudaSuccess && sync_each_launch()) status = cudaStreamIsCapturing(stream, &capture);
+    if (status == cudaSuccess && sync_each_launch() && capture == cudaStreamCaptureStatusNone) {
         status = cudaStreamSynchronize(stream);
         fprintf(stderr, "launch %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>: %s\n", name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(status));
     }
@@ -92,7 +94,9 @@ static void *cuda_alloc(Backend *b, MemClass class_, const char *what, size_t by
     void *p = NULL;
     CHECK(class_ < MEM_CLASS_COUNT, "%s: memory class %d", what, (int)class_);
     CHECK(cuda->recording < 0, "%s: an allocation inside a recording", what);
-    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+    const cudaError_t status = cudaMalloc(&p, bytes ? bytes : 1);
+    if (status != cudaSuccess) {
+        if (status != cudaErrorMemoryAllocation) cuda_check(status, "allocating memory"); /* such as the failure of an earlier kernel */
         cudaGetLastError();
         out_of_memory(cuda, class_, what, bytes, e);
         return NULL;

@@ -182,7 +182,9 @@ static bool make_room(Bench *b, size_t bytes, const char *instead) {
     if (bytes <= b->arena_bytes) return true;
     cuda_check(cudaFree(b->arena), "measuring matrix products");
     b->arena = NULL, b->arena_bytes = 0;
-    if (cudaMalloc((void **)&b->arena, bytes) != cudaSuccess) {
+    const cudaError_t status = cudaMalloc((void **)&b->arena, bytes);
+    if (status != cudaSuccess) {
+        if (status != cudaErrorMemoryAllocation) cuda_check(status, "measuring matrix products");
         cudaGetLastError();
         fprintf(stderr, "warning: %.0f MiB to time matrix products in are not to be had; %s\n", (double)bytes / 1048576, instead);
         return false;
