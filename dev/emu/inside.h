@@ -17,8 +17,9 @@
 
 namespace emu {
 
-/* Behind a block's shared memory and every device allocation lie CANARY bytes that must not change; AddressSanitizer does better alone. */
-enum { MAX_THREADS = 1024, SHARED_LIMIT = 227 * 1024, CANARY = EMU_ASAN ? 0 : 256 };
+/* SHARED_LIMIT: what a block may have on every GPU from sm_80 on (86, 89 and 120 have the least), so that no kernel is right on larger ones alone.
+ * Behind a block's shared memory and every device allocation lie CANARY bytes that must not change; AddressSanitizer does better alone. */
+enum { MAX_THREADS = 1024, SHARED_LIMIT = 99 * 1024, CANARY = EMU_ASAN ? 0 : 256 };
 void canary_set(char *end);
 bool canary_alive(const char *end);
 

@@ -370,7 +370,7 @@ TEST(launches_beyond_hardware_are_faults) {
         {dim3(1), dim3(1025), 0, "1025x1x1 threads"}, {dim3(1), dim3(0), 0, "0x1x1 threads"}, {dim3(1), dim3(2, 2, 65), 0, "2x2x65 threads"},
         {dim3(1), dim3(32, 33), 0, "32x33x1 threads"}, {dim3(0), dim3(1), 0, "0x1x1 blocks"}, {dim3(1, 65536), dim3(1), 0, "1x65536x1 blocks"},
         {dim3(1, 1, 65536), dim3(1), 0, "1x1x65536 blocks"}, {dim3(0x80000000u), dim3(1), 0, "2147483648x1x1 blocks"},
-        {dim3(1), dim3(1), 228 * 1024, "233472 bytes"}};
+        {dim3(1), dim3(1), 100 * 1024, "102400 bytes"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         uint64_t before = launches();
         faults.n = 0;
@@ -381,7 +381,7 @@ TEST(launches_beyond_hardware_are_faults) {
     }
     faults.n = 0;
     LAUNCH(nothing_kernel, dim3(2, 65535), dim3(1), 0, stream);
-    LAUNCH(nothing_kernel, dim3(1), dim3(4, 4, 64), 227 * 1024, stream);
+    LAUNCH(nothing_kernel, dim3(1), dim3(4, 4, 64), 99 * 1024, stream);
     cudaStreamSynchronize(stream);
     EXPECT(faults.n == 0, "%s", faults.text);
 }

@@ -65,7 +65,8 @@ template <int D, int ROWS> struct DeltaRows {
  *   D = 64.
  * Rows from T on: q, dout, out and lse count as zeros; keys from T on are seen by such rows only; not stored.
  * Bytes: q, dout, out, lse, dq, delta once; k and v once from memory and T/256 times from the L2. FLOPs: 6 D (T^2/2 + about 16 T) a head.
- * Registers (sm_80, 90a, 100, 120): 234-240 at D = 64, 253-255 at 128, no spills; shared 65 KB, 97 KB: 2 blocks an SM, by registers.
+ * Registers (sm_80, 90a, 100, 120): 234-240 at D = 64, 253-255 at 128, no spills; shared 65 KB, 97 KB: 2 blocks an SM, by
+ *   registers; by shared memory 1 at D = 128 on sm_80, and 1 on sm_86, 89 and 120.
  * Sums: keys ascending by 16, in float; order depends on T alone.
  * Error: p and ds rounded to bf16 (2^-9 each; a packed p halves its registers while dP is computed), one rounding of dq, the rounding of out that
  *   delta inherits, plus float sums.
@@ -168,7 +169,8 @@ template <int D> struct KeyTile {
  *   a step ahead through one register a thread. Fragments of K and V are read again at each use: registers hold dK and dV.
  * Rows from T on: q, dout, lse and delta count as zeros, so that p = 1 meets dout = 0 and ds is 0; keys are not stored.
  * Bytes: k, v, dk, dv once; q, dout, lse, delta once from memory and T/256 (T/128) times from the L2. FLOPs: 8 D (T^2/2 + about 16 T) a head.
- * Registers (sm_80, 90a, 100, 120): 253-255 at D = 64, 231-241 at 128, no spills; shared 65 KB, 97 KB: 2 blocks an SM, by registers.
+ * Registers (sm_80, 90a, 100, 120): 253-255 at D = 64, 231-241 at 128, no spills; shared 65 KB, 97 KB: 2 blocks an SM, by
+ *   registers; by shared memory 1 at D = 128 on sm_80, and 1 on sm_86, 89 and 120.
  * Sums: queries ascending by 16, in float; order depends on T alone.
  * Error: p and ds rounded to bf16 (2^-9 each), one rounding of the result, the rounding of out that delta inherits, plus float sums.
  * Source: Dao 2023, FlashAttention-2, algorithm 2. */

@@ -62,7 +62,8 @@ template <int M> struct OnlineSoftmax {
  * Rows from T on: zeros are loaded, and only rows from T on see them; not stored.
  * Bytes: q, out and lse once, k and v once from memory (the floor: 8 C a row and 4 H) and T/256 times from the L2. Shared memory, D = 64: 16 KB a
  *   warp and step for 0.5 MFLOP, that is 512 cycles an SM beside the same at full tensor rate. FLOPs: 4 D (T^2/2 + about 32 T) a head.
- * Registers (sm_80, 90a, 100, 120): 222-232 at D = 64, 252-255 at 128, no spills; shared 48 KB, 80 KB: 2 blocks an SM, by registers.
+ * Registers (sm_80, 90a, 100, 120): 222-232 at D = 64, 252-255 at 128, no spills; shared 48 KB, 80 KB: 2 blocks an SM, by
+ *   registers; by shared memory 1 at D = 128 on sm_86, 89 and 120.
  * Sums: keys ascending by 16, in float; order depends on T alone. Row sums: each of 4 lanes ascending, then a tree.
  * Error: weights rounded to bf16 against an unrounded denominator, one rounding of out: |error| <= 2^-9 (max |v| + |out|), plus float sums.
  * Source: Dao 2023, FlashAttention-2, algorithm 1; Milakov and Gimelshein 2018. */

@@ -20,7 +20,7 @@ embed_forward_kernel(elem *out, const int32_t *tokens, const elem *wte, const el
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W, token = tokens[row];
     if (c >= C) return;
     float a[W], b[W];
-    unpack(a, load_piece<W>(wpe + (row % T) * C + c));
+    unpack(a, load_piece<W>(wpe + (size_t)(blockIdx.x % T) * C + c)); /* a remainder of 64 bits would be most of the kernel */
     if (token >= 0 && token < V) unpack(b, load_piece<W>(wte + (size_t)token * C + c));
     else
         for (int i = 0; i < W; i++) b[i] = NAN;

@@ -127,7 +127,8 @@ void cuda_add_norm_forward(Backend *b, const AddNormForward *a) {
 
 /* ---- backward ------------------------------------------------------------------------------------------------------------------- */
 
-/* Who has a row, and where its columns' sums over rows are kept: a warp, in registers; a block, in registers; a block, in shared memory. */
+/* Who has a row, and where its columns' sums over rows are kept: a warp, in registers; a block, in registers; a block, in shared memory (in `outside`
+ * where that is too small: GPUs with 99 KB a block). */
 enum Home { OF_WARP, OF_BLOCK, OF_BLOCK_SHARED };
 
 /* With h = (residual - mean) rstd and g = dout gamma: dresidual = dthrough + rstd (g - mean(g) - h mean(g h));
@@ -141,12 +142,13 @@ enum Home { OF_WARP, OF_BLOCK, OF_BLOCK_SHARED };
  * multiprocessors. Error: one rounding of dresidual; the sums N / (rows at a time) + 16 roundings of float. */
 template <int W, int PIECES, Home HOME, int MAX_THREADS, int MIN_BLOCKS> __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 add_norm_backward_kernel(elem *dresidual, float *partial, const elem *dout, const elem *dthrough, const elem *residual, const float *mean, const float *rstd,
-                         const elem *gamma, size_t N, int C, float per_column) {
+                         const elem *gamma, float *outside, size_t N, int C, float per_column) {
     constexpr bool BLOCK = HOME != OF_WARP, SHARED = HOME == OF_BLOCK_SHARED;
     constexpr bool AGAIN = SHARED && (W == 1 || sizeof(elem) == 4); /* large rows that registers do not hold, ragged or in fp32, are read twice */
     enum { UNROLLED = AGAIN ? 4 : PIECES }; /* what is read twice need not be in registers, and what is need be at known places */
     DYNAMIC_SHARED(float, shared);
     float *slots = shared, *columns = shared + 2 * WARP; /* OF_WARP: (2, C); OF_BLOCK_SHARED: (PIECES, 2 W, threads), a thread's own */
+    if (SHARED && outside) columns = outside + blockIdx.x * (size_t)(PIECES * 2 * W * MAX_THREADS);
     const int warp = threadIdx.x / WARP, first = (BLOCK ? threadIdx.x : threadIdx.x % WARP) * W, stride = (SHARED ? MAX_THREADS : BLOCK ? (int)blockDim.x : (int)WARP) * W;
     const unsigned rows_at_once = BLOCK ? 1 : MAX_THREADS / WARP;
     float sum_gamma[SHARED ? 1 : PIECES][W] = {}, sum_beta[SHARED ? 1 : PIECES][W] = {};
@@ -213,12 +215,16 @@ template <int W, int PIECES, Home HOME, int MAX_THREADS, int MIN_BLOCKS> static 
     const size_t threads = HOME != OF_BLOCK ? MAX_THREADS : round_up(ceil_div(a->C, (size_t)W * PIECES), (size_t)WARP);
     const size_t most = cuda->sm_count * (MAX_THREADS * MIN_BLOCKS / threads);
     const size_t wanted = HOME == OF_WARP ? ceil_div(a->N, (size_t)MAX_THREADS / WARP) : a->N, blocks = wanted < most ? wanted : most;
-    const size_t shared = (2 * WARP + (HOME == OF_BLOCK ? 0 : HOME == OF_WARP ? 2 * a->C : PIECES * 2 * W * threads)) * sizeof(float);
+    const size_t slots = 2 * WARP * sizeof(float), used = ceil_div(a->C, W * threads); /* of PIECES */
+    const size_t columns = (HOME == OF_BLOCK ? 0 : HOME == OF_WARP ? 2 * a->C : used * 2 * W * threads) * sizeof(float);
+    const bool fits = slots + columns <= cuda->shared_limit;
+    CHECK(fits || HOME == OF_BLOCK_SHARED, "add_norm_backward: C %zu, %zu bytes of shared memory of %zu", a->C, slots + columns, cuda->shared_limit);
     float *partial = scratch<float>(cuda, blocks * 2 * a->C, "partial sums of dgamma and dbeta");
+    float *outside = fits ? NULL : scratch<float>(cuda, blocks * PIECES * 2 * W * threads, "sums of columns that shared memory does not hold");
     if (cuda->planning) return;
-    LAUNCH((add_norm_backward_kernel<W, PIECES, HOME, MAX_THREADS, MIN_BLOCKS>), dim3((unsigned)blocks), dim3((unsigned)threads), shared, cuda->stream,
-           (elem *)a->dresidual.p, partial, (const elem *)a->dout.p, (const elem *)a->dthrough.p, (const elem *)a->residual.p, a->mean.p, a->rstd.p,
-           (const elem *)a->gamma.p, a->N, (int)a->C, 1.0f / (float)a->C);
+    LAUNCH((add_norm_backward_kernel<W, PIECES, HOME, MAX_THREADS, MIN_BLOCKS>), dim3((unsigned)blocks), dim3((unsigned)threads), slots + (fits ? columns : 0),
+           cuda->stream, (elem *)a->dresidual.p, partial, (const elem *)a->dout.p, (const elem *)a->dthrough.p, (const elem *)a->residual.p, a->mean.p, a->rstd.p,
+           (const elem *)a->gamma.p, outside, a->N, (int)a->C, 1.0f / (float)a->C);
     add_partials_run(cuda, a->dgamma.p, a->C, a->dbeta.p, partial, blocks, 2 * a->C);
 }
 
