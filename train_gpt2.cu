@@ -6,21 +6,28 @@
 #include <omp.h>
 #endif
 
-static void set_threads(const Config *options) {
-    (void)options;
+/* Ranks on one machine share its cores. */
+static void set_threads(const Config *options, const Comm *comm) {
+    (void)options, (void)comm;
 #ifdef _OPENMP
     if (options->threads > 0) omp_set_num_threads((int)options->threads);
+    else if (comm->local_size > 1) omp_set_num_threads(omp_get_num_procs() > comm->local_size ? omp_get_num_procs() / comm->local_size : 1);
 #endif
 }
 
 static int run(const Config *options) {
     Error e = {0};
     Session session;
-    set_threads(options);
-    int code = session_open(&session, options, &e) ? EXIT_OK : error_print(&e);
-    if (code == EXIT_OK)
-        code = options->dry_run ? run_dry(&session) : options->eval_only ? run_eval(&session) : options->generate ? run_generate(&session) : run_train(&session);
+    Comm *comm = ranks_meet(options, &e);
+    if (!comm) return error_print(&e);
+    set_threads(options, comm);
+    int code = EXIT_OK;
+    if (!session_open(&session, options, comm, &e)) {
+        code = comm->rank ? e.code : error_print(&e);
+        comm_barrier(comm);             /* none leaves before rank 0 has said why */
+    } else code = options->dry_run ? run_dry(&session) : options->eval_only ? run_eval(&session) : options->generate ? run_generate(&session) : run_train(&session);
     session_close(&session);
+    comm->destroy(comm);
     return code;
 }
 

@@ -67,6 +67,7 @@ static const struct { const char *name; int scope; bool conv1d; char init; bool 
 #undef ROW
 };
 
+enum { UNIT_ALIGN = 512, PART_ALIGN = 64 };
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /* Rows and columns of a parameter for this configuration. */
@@ -104,11 +105,13 @@ void gpt2_layout(ParamLayout *layout, const GPT2Config *config, size_t unit_alig
     layout->tensors = xcalloc(most, sizeof *layout->tensors);
     layout->segments = xcalloc(most, sizeof *layout->segments);
     layout->unit_begin = xcalloc(config->L + 3, sizeof *layout->unit_begin);
+    layout->unit_index = xcalloc(config->L + 3, sizeof *layout->unit_index);
     for (size_t unit = 0; unit < layout->n_units; unit++) {
         int scope = unit == 0 ? UNIT_EMBED : unit <= config->L ? UNIT_BLOCK : UNIT_FINAL;
         layout->unit_begin[unit] = offset;
         for (int id = 0; id < PARAM_COUNT; id++)
             if (param_table[id].scope == scope) layout_add(layout, config, (ParamId)id, unit, &offset);
+        layout->unit_index[unit + 1] = layout->unit_index[unit] + round_up(offset - layout->unit_begin[unit], UNIT_ALIGN);
         offset = round_up(offset, unit_align);
     }
     layout->unit_begin[layout->n_units] = layout->n_elements = offset;
@@ -118,27 +121,52 @@ void gpt2_layout_free(ParamLayout *layout) {
     free(layout->tensors);
     free(layout->segments);
     free(layout->unit_begin);
+    free(layout->unit_index);
     *layout = (ParamLayout){0};
 }
 
 /* ---- the model's memory ------------------------------------------------------------------------------------------- */
 
-enum { UNIT_ALIGN = 512 };
+/* Each of n ranks has a whole number of PART_ALIGN elements of a unit; up to 8 ranks that divide it need no more than UNIT_ALIGN. */
+static size_t unit_align(size_t ranks) { return UNIT_ALIGN % (ranks * PART_ALIGN) == 0 ? UNIT_ALIGN : UNIT_ALIGN * ranks; }
+
+/* Unit by unit, what of the segments this rank updates. */
+static void cut_segments(GPT2 *model) {
+    const ParamLayout *layout = &model->layout;
+    size_t n = 0;
+    model->segments = xcalloc(layout->n_segments + layout->n_units, sizeof *model->segments);
+    model->segments_begin = xcalloc(layout->n_units + 1, sizeof *model->segments_begin);
+    for (size_t unit = 0; unit < layout->n_units; unit++) {
+        UnitPart part = gpt2_updated(model, unit);
+        for (size_t i = 0; i < layout->n_segments; i++) {
+            const AdamWSegment *s = &layout->segments[i];
+            size_t begin = s->first > part.first ? s->first : part.first, end = s->first + s->n;
+            if (end > part.first + part.n) end = part.first + part.n;
+            if (begin < end) model->segments[n++] = (AdamWSegment){begin - part.first, end - begin, s->decay};
+        }
+        model->segments_begin[unit + 1] = n;
+    }
+}
 
 bool gpt2_create(GPT2 *model, Backend *be, const GPT2Config *config, bool trainable, Error *e) {
-    *model = (GPT2){.config = *config, .backend = be};
-    gpt2_layout(&model->layout, config, UNIT_ALIGN);
-    size_t n = model->layout.n_elements;
+    return gpt2_create_ranks(model, be, config, trainable, (Ranks){.rank = 0, .n = 1}, e);
+}
+
+bool gpt2_create_ranks(GPT2 *model, Backend *be, const GPT2Config *config, bool trainable, Ranks ranks, Error *e) {
+    *model = (GPT2){.config = *config, .backend = be, .ranks = ranks};
+    gpt2_layout(&model->layout, config, unit_align(ranks.n));
+    size_t n = model->layout.n_elements, held = ranks.sharded ? n / ranks.n : n;
     bool same = strcmp(be->dtype, "fp32") == 0;
-    model->master.p = be->alloc(be, same ? MEM_WEIGHTS : MEM_MASTER, "master weights (float32)", n * sizeof(float), e);
+    model->master.p = be->alloc(be, same ? MEM_WEIGHTS : MEM_MASTER, "master weights (float32)", (same ? n : held) * sizeof(float), e);
     model->params.p = same ? (void *)model->master.p : be->alloc(be, MEM_WEIGHTS, "weights", n * be->elem_bytes, e);
     bool ok = model->master.p && model->params.p;
     if (ok && trainable) {
         model->grads.p = be->alloc(be, MEM_GRADIENTS, "gradients (float32)", n * sizeof(float), e);
-        model->m.p = model->grads.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW first moment", n * sizeof(float), e) : NULL;
-        model->v.p = model->m.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW second moment", n * sizeof(float), e) : NULL;
+        model->m.p = model->grads.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW first moment", held * sizeof(float), e) : NULL;
+        model->v.p = model->m.p ? be->alloc(be, MEM_OPTIMIZER, "AdamW second moment", held * sizeof(float), e) : NULL;
         ok = model->v.p != NULL;
     }
+    if (ok && ranks.n > 1) cut_segments(model);
     if (!ok) gpt2_destroy(model);
     return ok;
 }
@@ -154,29 +182,74 @@ void gpt2_destroy(GPT2 *model) {
     release(be, model->grads.p);
     release(be, model->m.p);
     release(be, model->v.p);
+    free(model->segments);
+    free(model->segments_begin);
     gpt2_layout_free(&model->layout);
     *model = (GPT2){0};
 }
 
 static Par par(const GPT2 *m, const ParamTensor *t) { return (Par){(char *)m->params.p + t->offset * m->backend->elem_bytes}; }
 
-static float *float_at(const GPT2 *m, int which, const ParamTensor *t) {
+static bool master_apart(const GPT2 *m) { return m->params.p != (void *)m->master.p; }
+
+UnitPart gpt2_part(const GPT2 *m, size_t unit) {
+    const size_t *begin = m->layout.unit_begin, n = (begin[unit + 1] - begin[unit]) / m->ranks.n;
+    UnitPart part = {.first = begin[unit] + m->ranks.rank * n, .n = n};
+    part.held = m->ranks.sharded ? begin[unit] / m->ranks.n : part.first;
+    part.master = master_apart(m) ? part.held : part.first;
+    part.index = m->layout.unit_index[unit] + part.first - begin[unit];
+    return part;
+}
+
+UnitPart gpt2_updated(const GPT2 *m, size_t unit) {
+    if (m->ranks.sharded) return gpt2_part(m, unit);
+    const size_t first = m->layout.unit_begin[unit];
+    return (UnitPart){.first = first, .n = m->layout.unit_begin[unit + 1] - first, .held = first, .master = first, .index = m->layout.unit_index[unit]};
+}
+
+void gpt2_held(const GPT2 *m, const ParamTensor *t, size_t *begin, size_t *end, size_t *held) {
+    UnitPart part = gpt2_part(m, t->unit);
+    size_t n = t->file_rows * t->cols, last = part.first + part.n;
+    *begin = 0, *end = n, *held = t->offset;
+    if (!m->ranks.sharded) return;
+    *begin = part.first > t->offset ? part.first - t->offset : 0;
+    *end = last > t->offset ? last - t->offset : 0;
+    if (*begin > n) *begin = n;
+    if (*end > n) *end = n;
+    if (*end < *begin) *end = *begin;
+    *held = part.held + t->offset + *begin - part.first;
+}
+
+/* Array `which` of the model; *partial: it holds this rank's parts alone. */
+static float *array_of(const GPT2 *m, int which, bool *partial) {
     float *bases[] = {m->master.p, m->grads.p, m->m.p, m->v.p};
-    CHECK(bases[which], "%s: the model holds no array %d", t->name, which);
-    return bases[which] + t->offset;
+    *partial = m->ranks.sharded && which != PARAM_GRAD && (which != PARAM_MASTER || master_apart(m));
+    CHECK(bases[which], "the model holds no array %d", which);
+    return bases[which];
+}
+
+/* A unit's elements in memory order to or from where they are held. */
+static void store(GPT2 *m, const ParamTensor *t, int which, const float *values) {
+    bool partial;
+    float *base = array_of(m, which, &partial);
+    size_t begin = 0, end = t->file_rows * t->cols, at = t->offset;
+    if (partial) gpt2_held(m, t, &begin, &end, &at);
+    if (begin < end) m->backend->upload(m->backend, base + at, values + begin, (end - begin) * sizeof(float));
 }
 
 void gpt2_params_rounded(GPT2 *model, int rounding, uint64_t seed, int64_t updates) {
     Backend *be = model->backend;
-    if (model->params.p == (void *)model->master.p) return;
-    be->cast_params(be, &(CastParams){.out = model->params, .in = model->master, .n = model->layout.n_elements, .rounding = rounding, .seed = seed,
-                                      .updates = updates});
+    if (!master_apart(model)) return;
+    for (size_t unit = 0; unit < model->layout.n_units; unit++) {
+        UnitPart part = gpt2_updated(model, unit);
+        be->cast_params(be, &(CastParams){.out = {(char *)model->params.p + part.first * be->elem_bytes}, .in = {model->master.p + part.master}, .n = part.n,
+                                          .rounding = rounding, .seed = seed, .updates = updates, .index = part.index});
+    }
 }
 
 void gpt2_params_changed(GPT2 *model) { gpt2_params_rounded(model, ROUND_NEAREST, 0, 0); }
 
 void gpt2_init(GPT2 *model, uint64_t seed) {
-    Backend *be = model->backend;
     for (size_t i = 0; i < model->layout.n_tensors; i++) {
         const ParamTensor *t = &model->layout.tensors[i];
         size_t n = t->file_rows * t->cols;
@@ -186,7 +259,7 @@ void gpt2_init(GPT2 *model, uint64_t seed) {
 #pragma omp parallel for
         for (size_t k = 0; k < n; k++)
             values[k] = normal ? sigma * rng_normal(seed, (uint32_t)(RNG_INIT + i), 0, k) : t->init == '1' ? 1.0f : 0.0f;
-        be->upload(be, float_at(model, PARAM_MASTER, t), values, n * sizeof(float));
+        store(model, t, PARAM_MASTER, values);
         free(values);
     }
     gpt2_params_changed(model);
@@ -200,22 +273,28 @@ static void transpose(float *out, const float *in, size_t rows, size_t cols) {
                 for (size_t c = c0; c < cols && c < c0 + TILE; c++) out[c * rows + r] = in[r * cols + c];
 }
 
+void gpt2_tensor_to_file(const ParamTensor *t, const float *memory_values, float *file_values) {
+    if (t->conv1d) transpose(file_values, memory_values, t->rows, t->cols);
+    else memcpy(file_values, memory_values, t->file_rows * t->cols * sizeof(float));
+}
+
 void gpt2_tensor_get(const GPT2 *model, const ParamTensor *t, int which, float *file_values) {
     Backend *be = model->backend;
+    bool partial;
+    const float *from = array_of(model, which, &partial) + t->offset;
     size_t bytes = t->file_rows * t->cols * sizeof(float);
+    CHECK(!partial, "%s: this rank holds a part of array %d alone", t->name, which);
     float *here = t->conv1d ? xmalloc(bytes) : file_values;
-    be->download(be, here, float_at(model, which, t), bytes);
+    be->download(be, here, from, bytes);
     if (!t->conv1d) return;
     transpose(file_values, here, t->rows, t->cols);
     free(here);
 }
 
 void gpt2_tensor_set(GPT2 *model, const ParamTensor *t, int which, const float *file_values) {
-    Backend *be = model->backend;
-    size_t bytes = t->file_rows * t->cols * sizeof(float);
     float *here = NULL;
-    if (t->conv1d) transpose(here = xmalloc(bytes), file_values, t->cols, t->rows);
-    be->upload(be, float_at(model, which, t), here ? here : file_values, bytes);
+    if (t->conv1d) transpose(here = xmalloc(t->file_rows * t->cols * sizeof(float)), file_values, t->cols, t->rows);
+    store(model, t, which, here ? here : file_values);
     free(here);
 }
 
@@ -401,15 +480,15 @@ static void backward(GPT2 *m, Acts *a) {
     Unit u = unit_of(m, L + 1);
     be->add_norm_backward(be, &(AddNormBackward){.dresidual = a->dres, .dgamma = u.dlnfw, .dbeta = u.dlnfb, .dout = a->dnarrow,
                                                  .residual = a->resf, .mean = a->lnf_mean, .rstd = a->lnf_rstd, .gamma = u.lnfw, .N = N, .C = C});
-    be->mark(be, MARK_GRADS_FINAL, L + 1);
+    if (!a->more) be->mark(be, MARK_GRADS_FINAL, L + 1);
     for (size_t l = L; l-- > 0;) {
         u = unit_of(m, l + 1);
         block_backward(m, a, l, &u);
-        be->mark(be, MARK_GRADS_FINAL, l + 1);
+        if (!a->more) be->mark(be, MARK_GRADS_FINAL, l + 1);
     }
     u = unit_of(m, 0);
     be->embed_backward(be, &(EmbedBackward){.dwte = u.dwte, .dwpe = u.dwpe, .dout = a->dres, .tokens = a->tokens, .B = a->B, .T = a->T, .C = C, .V = m->config.V});
-    be->mark(be, MARK_GRADS_FINAL, 0);
+    if (!a->more) be->mark(be, MARK_GRADS_FINAL, 0);
 }
 
 static void upload_tokens(GPT2 *m, Acts *a, const int32_t *tokens, const int32_t *targets) {
@@ -427,7 +506,7 @@ uint64_t gpt2_stretch_key(const uint64_t *words, size_t n) {
 }
 
 /* What the arguments of all ops of a pass depend on: the model's and the activations' memory (each told by one buffer, as releasing any
- * forgets all recordings), shape, policy and scale. kind: 0 forward, 1 and loss, 2 and backward. */
+ * forgets all recordings), shape, policy and scale. kind: 0 forward, 1 and loss, 2 and backward, 4 with final gradients. */
 static uint64_t pass_key(const GPT2 *m, const Acts *a, uint64_t kind, float scale) {
     uint32_t scale_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
@@ -448,7 +527,7 @@ void gpt2_forward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *ta
 
 void gpt2_forward_backward(GPT2 *model, Acts *a, const int32_t *tokens, const int32_t *targets, float loss_scale) {
     Backend *be = model->backend;
-    uint64_t key = pass_key(model, a, 2, loss_scale);
+    uint64_t key = pass_key(model, a, a->more ? 2 : 4, loss_scale);
     CHECK(a->backward && targets, "a backward takes targets and activations made for it");
     upload_tokens(model, a, tokens, targets);
     if (be->replay(be, key)) return;

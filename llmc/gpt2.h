@@ -66,6 +66,7 @@ typedef struct {
     ParamTensor *tensors;     /* n_tensors = 2 + 12 L + 2, walked in file order */
     size_t n_tensors;
     size_t *unit_begin;       /* L + 3 offsets: unit u is [unit_begin[u], unit_begin[u+1]) */
+    size_t *unit_index;       /* the same offsets with units aligned for one rank */
     size_t n_units;           /* L + 2 */
     size_t n_elements;        /* of the flat space, gaps included */
     size_t n_params;          /* as published: no padding anywhere */
@@ -76,22 +77,39 @@ void gpt2_layout(ParamLayout *layout, const GPT2Config *config, size_t unit_alig
 void gpt2_layout_free(ParamLayout *layout);
 
 /* ---- the model --------------------------------------------------------------------------------------------------- */
+/* The ranks that train together. Each unit is cut into n equal parts, one a rank. sharded (ZeRO-1, Rajbhandari et al. 2020): a rank holds m, v
+ * and, where it is apart from the weights, master of its own parts alone, one after the other. Weights and gradients are whole on each. */
+typedef struct { size_t rank, n; bool sharded; } Ranks;
+
 typedef struct {
     GPT2Config config;
     Backend *backend;
     ParamLayout layout;
+    Ranks ranks;
     Par params;               /* compute type */
     Master master;            /* float32; the same memory as params where the compute type is fp32 */
     Grad grads;               /* trainable models only, as are m and v */
     Moment m, v;
+    AdamWSegment *segments;   /* several ranks: unit by unit, from the beginning of what this rank updates of it; NULL for one rank */
+    size_t *segments_begin;   /* of unit u [segments_begin[u], segments_begin[u+1]) */
     size_t head_chunk;        /* rows that head_loss takes at a time; 0 = the backend's choice. Set before activations are made */
 } GPT2;
 
-bool gpt2_create(GPT2 *model, Backend *backend, const GPT2Config *config, bool trainable, Error *e);
+bool gpt2_create(GPT2 *model, Backend *backend, const GPT2Config *config, bool trainable, Error *e); /* for one rank */
+bool gpt2_create_ranks(GPT2 *model, Backend *backend, const GPT2Config *config, bool trainable, Ranks ranks, Error *e);
+/* What of unit `unit` is this rank's: n elements from `first` of the flat space on, `held` of m and v, `master` of master. `index`: where they
+ * would begin in the flat space of one rank (whose units are aligned otherwise), so that what is random does not depend on the number of ranks. */
+typedef struct { size_t first, n, held, master, index; } UnitPart;
+UnitPart gpt2_part(const GPT2 *model, size_t unit);
+UnitPart gpt2_updated(const GPT2 *model, size_t unit);       /* what of the unit this rank updates: its part if sharded, else all */
+/* The elements [begin, end) of a tensor in memory order that m and v hold here, the first of them at *held; none: begin == end. */
+void gpt2_held(const GPT2 *model, const ParamTensor *t, size_t *begin, size_t *end, size_t *held);
 void gpt2_destroy(GPT2 *model);
 void gpt2_init(GPT2 *model, uint64_t seed);    /* every value a function of (seed, tensor, index) alone */
-/* Host copies of one tensor in the file's layout: file_rows x cols, transposed when conv1d. which: PARAM_MASTER ... */
+/* Host copies of one tensor in the file's layout: file_rows x cols, transposed when conv1d. which: PARAM_MASTER ... Where this rank holds a part
+ * alone, get is an error of ours, and set stores that part. */
 enum { PARAM_MASTER, PARAM_GRAD, PARAM_M, PARAM_V };
+void gpt2_tensor_to_file(const ParamTensor *t, const float *memory_values, float *file_values); /* the change of layout alone */
 void gpt2_tensor_get(const GPT2 *model, const ParamTensor *t, int which, float *file_values);
 void gpt2_tensor_set(GPT2 *model, const ParamTensor *t, int which, const float *file_values);
 /* Names a stretch of ops for backend->replay: equal for equal words alone, as far as 64 bits go. */
@@ -131,6 +149,7 @@ typedef struct {
     size_t B, T;              /* shape of a micro-batch; T at most config.T. Either may be lowered between forwards */
     Keep keep;
     bool backward;
+    bool more;                /* a backward with more of the same step to follow: no gradient is final after it */
     BlockActs *blocks;        /* L, some fields shared */
     Act x, y;                 /* (N, C) the residual pair: x running sum, y not added yet */
     Act lnf; Stat lnf_mean, lnf_rstd; Act resf;

@@ -44,6 +44,7 @@ typedef struct StepState {
     /* accumulated and decided by ops */
     double loss_sum;          /* += by loss_sum */
     double sum_squares;       /* += by sum_squares */
+    double stop;              /* written by the host: 1 asks for an end after this step; with several ranks the sum of all, once it is decided */
     float loss;               /* mean loss of the step */
     float grad_norm;          /* global norm before clipping */
     float grad_scale;         /* what adamw multiplies gradients by: 1 or grad_clip / grad_norm */
@@ -213,7 +214,7 @@ typedef struct {
  * m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
  * master -= lr (m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps) + decay weight_decay master);  params = master, rounded as step.rounding
  * says: to nearest even, or stochastically (up with the probability of the part cut off; random bits as CastParams describes, from step.seed
- * and step.updates: element i of the flat arrays takes word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4)).
+ * and step.updates: element k of the arrays, i = index + k, takes word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4)).
  * Elements outside the segments are untouched. Nothing changes when step.skip. params may be master's own buffer. */
 typedef struct {
     Par params;               /* (n) = , over the segments */
@@ -224,11 +225,12 @@ typedef struct {
     const AdamWSegment *segments; /* host memory, ascending, not overlapping; kept alive by the caller */
     size_t n_segments;
     size_t n;                 /* elements of each flat array */
+    size_t index;             /* where the arrays begin in the flat space, a multiple of 4 */
 } AdamW;
 
 /* out = in, rounded to the compute type; where that is float32, out may be the same buffer as in. With ROUND_STOCHASTIC and updates > 0: exactly as adamw rounded
  * them in update number `updates` of a run with that seed, so that a resumed run has the same params: element i takes
- * word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4), i counted over the flat space, and adds its low 16 bits to those cut off. */
+ * word i % 4 of rng4(seed, RNG_ROUND, (uint32_t)updates, i / 4), i = index + its place in the arrays, and adds its low 16 bits to those cut off. */
 typedef struct {
     Par out;                  /* (n) = */
     Master in;                /* (n) in */
@@ -236,6 +238,7 @@ typedef struct {
     int rounding;             /* ROUND_ */
     uint64_t seed;
     int64_t updates;
+    size_t index;             /* where the arrays begin in the flat space, a multiple of 4 */
 } CastParams;
 
 /* ---- the list of ops: X(name, argument struct) ------------------------------------------------------------------- */
@@ -271,7 +274,7 @@ extern const char *const mem_class_names[MEM_CLASS_COUNT];
 /* What the model announces, for whoever overlaps communication; unit 0 is the embedding, 1..L the blocks, L+1 the final norm. */
 typedef enum {
     MARK_PARAMS_NEEDED,       /* the next op reads the unit's parameters */
-    MARK_GRADS_FINAL          /* no later op of this micro-step adds to the unit's gradients */
+    MARK_GRADS_FINAL          /* no later op of this step adds to the unit's gradients; after its last micro-batch alone */
 } Mark;
 
 /* ---- a backend is a value ---------------------------------------------------------------------------------------- */
@@ -290,6 +293,7 @@ struct Backend {
     bool gelu_rounds_first;   /* see LinearForward */
     const char *device;       /* what it runs on, for people: "NVIDIA H200"; NULL: nothing to say */
     double peak_flops;        /* dense products a second of the compute type that the device is sold with; 0: not known */
+    bool host_memory;         /* the host may read and write what alloc gives, between ops */
     Backend *inner;           /* what a wrapper wraps, else NULL */
     size_t memory[MEM_CLASS_COUNT];      /* bytes allocated now, by class */
     size_t memory_peak[MEM_CLASS_COUNT];

@@ -2,17 +2,31 @@
 #include "train.h"
 #include <string.h>
 
-/* From gradients to weights. */
+/* What this rank updates of each unit. */
+static void update_units(Trainer *trainer) {
+    GPT2 *model = trainer->model;
+    Backend *be = model->backend;
+    for (size_t unit = 0; unit < model->layout.n_units; unit++) {
+        UnitPart p = gpt2_updated(model, unit);
+        size_t first = model->segments_begin[unit];
+        be->adamw(be, &(AdamW){.params = {(char *)model->params.p + p.first * be->elem_bytes}, .master = {model->master.p + p.master}, .m = {model->m.p + p.held},
+                               .v = {model->v.p + p.held}, .grads = {model->grads.p + p.first}, .step = trainer->state, .segments = model->segments + first,
+                               .n_segments = model->segments_begin[unit + 1] - first, .n = p.n, .index = p.index});
+    }
+}
+
+/* From gradients to weights. The sum of squares is over this rank's part of each unit, whatever it updates. */
 static void update(Trainer *trainer) {
     GPT2 *model = trainer->model;
     Backend *be = model->backend;
     const ParamLayout *layout = &model->layout;
     for (size_t unit = 0; unit < layout->n_units; unit++) {
-        size_t begin = layout->unit_begin[unit], n = layout->unit_begin[unit + 1] - begin;
-        be->sum_squares(be, &(SumSquares){.step = trainer->state, .grads = {model->grads.p + begin}, .n = n});
+        UnitPart p = gpt2_part(model, unit);
+        be->sum_squares(be, &(SumSquares){.step = trainer->state, .grads = {model->grads.p + p.first}, .n = p.n});
     }
     be->step_decide(be, &(StepDecide){.step = trainer->state});
-    be->adamw(be, &(AdamW){.params = model->params, .master = model->master, .m = model->m, .v = model->v, .grads = model->grads,
+    if (model->ranks.n > 1) update_units(trainer);
+    else be->adamw(be, &(AdamW){.params = model->params, .master = model->master, .m = model->m, .v = model->v, .grads = model->grads,
                            .step = trainer->state, .segments = layout->segments, .n_segments = layout->n_segments, .n = layout->n_elements});
 }
 
@@ -44,8 +58,8 @@ static void begin_step(Trainer *trainer, const StepParams *p, size_t n_micro) {
     Backend *be = trainer->model->backend;
     StepState s = {.lr = p->lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps, .weight_decay = p->weight_decay,
                    .grad_clip = p->grad_clip, .loss_limit = p->loss_limit, .norm_limit = p->norm_limit,
-                   .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T), .seed = p->seed, .step = p->step,
-                   .rounding = p->rounding};
+                   .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T) * (double)trainer->model->ranks.n, .seed = p->seed,
+                   .step = p->step, .rounding = p->rounding, .stop = p->stop};
     be->upload(be, trainer->state.p, &s, offsetof(StepState, updates));
 }
 
@@ -65,7 +79,7 @@ bool train_issue(Trainer *trainer, const StepParams *params, size_t n_micro, Mic
     Acts *acts = trainer->acts;
     Backend *be = model->backend;
     size_t rows = acts->B * acts->T;
-    float scale = (float)(1.0 / ((double)n_micro * (double)rows));
+    float scale = (float)(1.0 / ((double)n_micro * (double)rows * (double)model->ranks.n));
     CHECK(trainer->issued - trainer->collected < POST_SLOTS, "%d steps are not collected", POST_SLOTS);
 
     begin_step(trainer, params, n_micro);
@@ -73,6 +87,7 @@ bool train_issue(Trainer *trainer, const StepParams *params, size_t n_micro, Mic
     for (size_t i = 0; i < n_micro; i++) {
         const int32_t *tokens, *targets;
         if (!next(context, i, &tokens, &targets)) return false;
+        acts->more = i + 1 < n_micro;
         gpt2_forward_backward(model, acts, tokens, targets, scale);
         be->loss_sum(be, &(LossSum){.step = trainer->state, .losses = acts->losses, .n = rows});
     }
@@ -87,7 +102,7 @@ StepResult train_result(Trainer *trainer) {
     StepState s;
     CHECK(trainer->collected < trainer->issued, "no step to collect");
     be->collect(be, (int)(trainer->collected++ % POST_SLOTS), &s, sizeof s);
-    return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates};
+    return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates, .stop = (int)s.stop};
 }
 
 StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {

@@ -13,6 +13,7 @@ typedef struct {
     uint64_t seed;
     int64_t step;
     int rounding;                  /* a ROUND_ value */
+    bool stop;                     /* this rank asks for an end */
 } StepParams;
 
 /* What came of it. */
@@ -20,6 +21,7 @@ typedef struct {
     float loss, grad_norm;
     int skip;                      /* SKIP_ value */
     int64_t updates;               /* applied so far */
+    int stop;                      /* ranks that asked for an end: the same on all */
     bool given_up;                 /* a micro-batch was not to be had: no weight, moment or count has changed; the rest is 0 */
 } StepResult;
 
@@ -37,7 +39,7 @@ void trainer_set_updates(Trainer *trainer, int64_t updates);  /* when resuming *
 /* Gives micro-batch i of the step: (B, T) tokens and targets, valid until the next call. False: there is none; the step is given up. */
 typedef bool (*MicroBatchFn)(void *context, size_t i, const int32_t **tokens, const int32_t **targets);
 
-/* Issues a step of n_micro micro-batches of acts->B x acts->T and does not wait for it. All gradients, m, v, master and params follow the
+/* Issues a step of n_micro micro-batches (of this rank; all ranks have as many) of acts->B x acts->T and does not wait for it. All gradients, m, v, master and params follow the
  * contract of ops.h; a skipped step leaves weights and moments bit for bit as they were. False: given up, nothing to collect.
  * At most POST_SLOTS steps may be issued and not collected. */
 bool train_issue(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context);

@@ -29,9 +29,9 @@ static inline uint16_t half_nearest(float value) {
     return half_cut(value, 0x7FFF + (bits >> 16 & 1));
 }
 
-static inline void half_round(uint16_t *to, const float *from, size_t first, size_t n, int rounding, uint64_t seed, int64_t updates) {
+static inline void half_round(uint16_t *to, const float *from, size_t first, size_t n, size_t index, int rounding, uint64_t seed, int64_t updates) {
     for (size_t i = first; i < first + n; i++)
-        to[i] = rounding == ROUND_STOCHASTIC && updates > 0 ? half_cut(from[i], rng_u32(seed, RNG_ROUND, (uint32_t)updates, i) & 0xFFFF) : half_nearest(from[i]);
+        to[i] = rounding == ROUND_STOCHASTIC && updates > 0 ? half_cut(from[i], rng_u32(seed, RNG_ROUND, (uint32_t)updates, index + i) & 0xFFFF) : half_nearest(from[i]);
 }
 
 static inline void half_adamw(Backend *inner, const AdamW *a) {
@@ -40,7 +40,7 @@ static inline void half_adamw(Backend *inner, const AdamW *a) {
     inner->adamw(inner, &wide);
     const StepState *s = a->step.p;
     for (size_t i = 0; i < a->n_segments && !s->skip; i++)
-        half_round((uint16_t *)a->params.p, a->master.p, a->segments[i].first, a->segments[i].n, s->rounding, s->seed, s->updates);
+        half_round((uint16_t *)a->params.p, a->master.p, a->segments[i].first, a->segments[i].n, a->index, s->rounding, s->seed, s->updates);
 }
 
 static void half_run(Backend *b, OpId op, const void *args) {
@@ -57,7 +57,7 @@ static void half_run(Backend *b, OpId op, const void *args) {
     if (op == OP_adamw) { half_adamw(inner, (const AdamW *)args); return; }
     if (op == OP_cast_params) {
         const CastParams *a = (const CastParams *)args;
-        half_round((uint16_t *)a->out.p, a->in.p, 0, a->n, a->rounding, a->seed, a->updates);
+        half_round((uint16_t *)a->out.p, a->in.p, 0, a->n, a->index, a->rounding, a->seed, a->updates);
         return;
     }
     union {
@@ -78,7 +78,7 @@ static void half_run(Backend *b, OpId op, const void *args) {
     }
     op_run(inner, op, &wide_args);
     for (int i = 0; i < n; i++) {
-        if (wide[i] && operands[i].mode != MODE_IN) half_round((uint16_t *)operands[i].p, wide[i], 0, operands[i].n, ROUND_NEAREST, 0, 0);
+        if (wide[i] && operands[i].mode != MODE_IN) half_round((uint16_t *)operands[i].p, wide[i], 0, operands[i].n, 0, ROUND_NEAREST, 0, 0);
         free(wide[i]);
     }
 }

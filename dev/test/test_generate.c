@@ -323,7 +323,7 @@ TEST(evaluation_is_the_mean_of_the_windows_losses) {
             Error e = {0};
             Evaluation v = {0};
             EXPECT(gpt2_acts_create(&acts, &s.model, cases[c].B, d.T, KEEP_NONE, false, &e), "%s", e.text);
-            EXPECT(evaluate(&s.model, &acts, &d, cases[c].n_batches, NULL, &v, &e), "%s", e.text);
+            EXPECT(evaluate(&s.model, &acts, &d, cases[c].n_batches, NULL, NULL, &v, &e), "%s", e.text);
             double expected = loss_by_hand(&s.model, &d, cases[c].windows);
             EXPECT(v.tokens == cases[c].windows * d.T, "case %zu: %d tokens", c, (int)v.tokens);
             EXPECT(fabs(v.loss - expected) < 2e-6 * expected, "case %zu: %.9f, by hand %.9f", c, v.loss, expected);
@@ -364,7 +364,7 @@ TEST(evaluation_does_not_depend_on_the_batch) {
         Error e = {0};
         Evaluation v = {0};
         EXPECT(gpt2_acts_create(&acts, &s.model, batches[k], T, KEEP_NONE, false, &e), "%s", e.text);
-        EXPECT(evaluate(&s.model, &acts, &d, 0, NULL, &v, &e), "%s", e.text);
+        EXPECT(evaluate(&s.model, &acts, &d, 0, NULL, NULL, &v, &e), "%s", e.text);
         EXPECT(v.loss == expected && v.loss > 1, "B %zu: %.17g, window by window: %.17g", batches[k], v.loss, expected);
         gpt2_acts_destroy(&acts, &s.model);
     }
@@ -383,8 +383,8 @@ TEST(evaluation_reports_bad_data) {
     Error e = {0};
     Evaluation v = {-1, 7};
     EXPECT(gpt2_acts_create(&acts, &s.model, 2, T, KEEP_NONE, false, &e), "%s", e.text);
-    EXPECT(!evaluate(&s.model, &acts, &d, 0, NULL, &v, &e) && e.code == EXIT_DATA && strstr(e.text, "byte 1224: found token id 61"), "%s", e.text);
-    EXPECT(evaluate(&s.model, &acts, &d, 3, NULL, &v, &e) && v.tokens == 6 * T, "the windows before it are fine");
+    EXPECT(!evaluate(&s.model, &acts, &d, 0, NULL, NULL, &v, &e) && e.code == EXIT_DATA && strstr(e.text, "byte 1224: found token id 61"), "%s", e.text);
+    EXPECT(evaluate(&s.model, &acts, &d, 3, NULL, NULL, &v, &e) && v.tokens == 6 * T, "the windows before it are fine");
     gpt2_acts_destroy(&acts, &s.model);
     dataset_close(&d);
     small_close(&s);

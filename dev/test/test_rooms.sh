@@ -14,6 +14,8 @@ rule base_stands_alone '(cpu|cuda|emu|dist|run|data|wrap)/|ops\.h|gpt2\.h|train\
 rule a_backend_sees_ops_and_base_alone '(run|data|wrap|dist)/|gpt2\.h|train\.h' llmc/cpu/*.[ch] llmc/wrap/*.[ch]
 rule cuda_sees_ops_and_base_alone '(run|data|wrap|dist|cpu)/|gpt2\.h|train\.h' llmc/cuda/*.{c,h,cu,cuh}
 rule data_knows_no_model '(cpu|cuda|emu|dist|wrap)/|ops\.h|gpt2\.h|train\.h' llmc/data/*.[ch]
+rule dist_sees_base_alone '(cpu|cuda|emu|data|run|wrap)/|ops\.h|gpt2\.h|train\.h' llmc/dist/[!z]*.[ch]
+rule zero_sees_the_model_and_wrappers_alone '(cpu|cuda|emu|data|run)/|train\.h' llmc/dist/zero.[ch]
 # The emulator: in the headers that stand for CUDA's, under LLMC_EMU.
 emu_includes() { awk '/^#if/ {emu = /ifdef LLMC_EMU/} /^#(else|endif|elif)/ {emu = 0} /^#include "(\.\.\/)*dev\// && !emu {print FILENAME ": " $0}' llmc/cuda/*.{c,h,cu,cuh}; }
 found=$(emu_includes)
@@ -31,11 +33,11 @@ rule a_run_knows_no_backend_inside '(cpu|cuda|emu)/' llmc/run/*.[ch]
 # The rule can fail: it finds what is known to be there.
 if grep -qE '^#include ".*(base)/' llmc/gpt2.c; then passed=$((passed + 1)); echo "ok the_pattern_finds_includes"; else failed=$((failed + 1)); echo "FAILED the_pattern_finds_includes"; fi
 
-# The engine without its backends, which are counted apart.
+# The engine without its backends and its way to other machines, which are counted apart.
 total=0
-for folder in llmc llmc/base llmc/data llmc/run llmc/wrap llmc/cpu llmc/cuda; do
+for folder in llmc llmc/base llmc/data llmc/run llmc/wrap llmc/dist llmc/cpu llmc/cuda; do
     lines=$(cat "$folder"/*.{c,h,cu,cuh} 2>/dev/null | wc -l)
-    case $folder in llmc/cpu | llmc/cuda) echo "lines: $lines in $folder (a backend)" ;; *) total=$((total + lines)); echo "lines: $lines in $folder" ;; esac
+    case $folder in llmc/cpu | llmc/cuda | llmc/dist) echo "lines: $lines in $folder (apart)" ;; *) total=$((total + lines)); echo "lines: $lines in $folder" ;; esac
 done
 total=$((total + $(wc -l <train_gpt2.cu)))
 if [ "$total" -lt 12000 ]; then passed=$((passed + 1)); echo "ok engine_under_12000_lines ($total)"; else failed=$((failed + 1)); echo "FAILED engine_under_12000_lines: $total lines"; fi

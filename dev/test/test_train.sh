@@ -279,7 +279,7 @@ planned=$(memory_of)
 run 0 --dry-run --data "$work/text.txt" "${small[@]}" --steps 3
 expect "the plan's memory is the run's" test -n "$planned" -a "$(memory_of)" = "$planned"
 run 2 --dry-run --model gpt2 --processes 64 --batch 16 --total-batch 32768
-expect "ranks count in the total batch" says 'processes 64 = 1048576'
+expect "ranks count in the total batch" says '64 processes = 1048576'
 run 0 --dry-run --model gpt2-xl --batch 16 --total-batch 1048576 --processes 64 --tokens 32G
 expect "parameters" says '1557611200'
 expect "FLOPs" says '9817977600'

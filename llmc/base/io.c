@@ -20,10 +20,11 @@ enum { BUFFER_BYTES = 1 << 20 };
 #include <pthread.h>
 #include <stdatomic.h>
 
-typedef enum { FAULT_KILL, FAULT_ERRNO, FAULT_SHORT } FaultKind;
+typedef enum { FAULT_SIGNAL, FAULT_ERRNO, FAULT_SHORT } FaultKind;
 typedef struct {
     FaultKind kind;
-    int number;      /* errno of FAULT_ERRNO */
+    int number;      /* the signal, or errno of FAULT_ERRNO */
+    int rank;        /* -1: any */
     char point[24];  /* "io" or the name of a fault_point */
     int64_t at;
 } Fault;
@@ -32,6 +33,9 @@ static Fault faults[16];
 static int n_faults;
 static atomic_int_fast64_t io_calls;
 static pthread_once_t faults_once = PTHREAD_ONCE_INIT;
+static int own_rank;
+
+void fault_rank(int rank) { own_rank = rank; }
 
 static int errno_by_name(const char *name) {
     static const struct { const char *name; int number; } known[] = {
@@ -42,18 +46,27 @@ static int errno_by_name(const char *name) {
     return 0;
 }
 
-/* One of kill@POINT=N, errno=NAME@io=N, short@io=N. */
+static int signal_by_name(const char *name) {
+    static const struct { const char *name; int number; } known[] = {{"kill", SIGKILL}, {"stop", SIGSTOP}, {"term", SIGTERM}, {"abort", SIGABRT}, {"segv", SIGSEGV}};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (!strcmp(known[i].name, name)) return known[i].number;
+    return 0;
+}
+
+/* One of kill@POINT=N (or another signal), errno=NAME@io=N, short@io=N; each may end in ,rank=R. */
 static bool fault_parse(const char *text, Fault *f) {
     char action[24];
     long long at;
-    int end = -1;
-    if (sscanf(text, "%23[^@]@%23[a-z_]=%lld%n", action, f->point, &at, &end) != 3 || text[end]) return false;
+    int end = -1, length = 0;
+    if (sscanf(text, "%23[^@]@%23[a-z_]=%lld%n", action, f->point, &at, &end) != 3) return false;
+    f->rank = -1;
+    if (text[end] && (sscanf(text + end, ",rank=%d%n", &f->rank, &length) != 1 || text[end + length] || f->rank < 0)) return false;
     f->at = at;
     bool io = !strcmp(f->point, "io");
     if (at < (io ? 1 : 0)) return false;
-    f->kind = !strcmp(action, "short") ? FAULT_SHORT : !strncmp(action, "errno=", 6) ? FAULT_ERRNO : FAULT_KILL;
-    if (f->kind == FAULT_KILL) return !strcmp(action, "kill");
-    f->number = f->kind == FAULT_ERRNO ? errno_by_name(action + 6) : 0;
+    f->kind = !strcmp(action, "short") ? FAULT_SHORT : !strncmp(action, "errno=", 6) ? FAULT_ERRNO : FAULT_SIGNAL;
+    f->number = f->kind == FAULT_ERRNO ? errno_by_name(action + 6) : f->kind == FAULT_SIGNAL ? signal_by_name(action) : 0;
+    if (f->kind == FAULT_SIGNAL) return f->number && (!io || f->number == SIGKILL);
     return io && (f->kind == FAULT_SHORT || f->number);
 }
 
@@ -68,7 +81,7 @@ static void faults_read(void) {
             continue;
         }
         fprintf(stderr, "error: LLMC_FAULT: found \"%s\"; expected at most 16 of kill@io=K, kill@POINT=N, errno=NAME@io=K, "
-                        "short@io=K, separated by ';'\n", one);
+                        "short@io=K, each with ,rank=R or without, separated by ';'\n", one);
         exit(EXIT_USAGE);
     }
     free(copy);
@@ -76,14 +89,14 @@ static void faults_read(void) {
 
 static const Fault *fault_at(const char *point, int64_t value) {
     for (int i = 0; i < n_faults; i++)
-        if (faults[i].at == value && !strcmp(faults[i].point, point)) return &faults[i];
+        if (faults[i].at == value && !strcmp(faults[i].point, point) && (faults[i].rank < 0 || faults[i].rank == own_rank)) return &faults[i];
     return NULL;
 }
 
 void fault_point(const char *name, int64_t value) {
     pthread_once(&faults_once, faults_read);
     const Fault *f = fault_at(name, value);
-    if (f && f->kind == FAULT_KILL) raise(SIGKILL);
+    if (f && f->kind == FAULT_SIGNAL) raise(f->number);
 }
 
 /* Counts one call. Returns true with errno set where it shall fail; *bytes (may be NULL) is halved where it shall be short. */
@@ -91,7 +104,7 @@ static bool fault_io(size_t *bytes) {
     pthread_once(&faults_once, faults_read);
     const Fault *f = fault_at("io", atomic_fetch_add(&io_calls, 1) + 1);
     if (!f) return false;
-    if (f->kind == FAULT_KILL) raise(SIGKILL);
+    if (f->kind == FAULT_SIGNAL) raise(f->number);
     if (f->kind == FAULT_SHORT) {
         if (bytes && *bytes > 1) *bytes /= 2;
         return false;

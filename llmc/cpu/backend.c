@@ -161,6 +161,7 @@ Backend *cpu_backend_create(Error *e) {
     b->name = "cpu";
     b->dtype = "fp32";
     b->elem_bytes = sizeof(float);
+    b->host_memory = true;
     b->gelu_rounds_first = true;
     b->alloc = cpu_alloc;
     b->release = cpu_release;

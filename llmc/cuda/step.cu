@@ -161,20 +161,20 @@ static bool aligned_16(const void *p) { return (uintptr_t)p % 16 == 0; }
 /* out[i] = in[i], rounded.  out (n) =, in (n) in.  A thread: one vector of four. Bytes: (4 + size of elem) n, the floor. */
 enum { CAST_THREADS = 256 };
 __global__ void __launch_bounds__(CAST_THREADS)
-cast_params_kernel(elem *out, const float *in, size_t n, bool stochastic, uint64_t seed, uint32_t updates, bool aligned) {
+cast_params_kernel(elem *out, const float *in, size_t n, size_t index, bool stochastic, uint64_t seed, uint32_t updates, bool aligned) {
     const size_t i = 4 * ((size_t)blockIdx.x * CAST_THREADS + threadIdx.x);
     if (i >= n) return;
     const bool whole = aligned && i + 4 <= n;
     float x[4];
     elem y[4];
     load_floats(x, in, i, 0, n, whole);
-    round_4(y, x, stochastic, seed, updates, i);
+    round_4(y, x, stochastic, seed, updates, index + i);
     store_elems(out, y, i, 0, n, whole);
 }
 
 void cuda_cast_params(Backend *b, const CastParams *a) {
     CudaBackend *cuda = cuda_of(b);
-    CHECK(a->n, "cast_params: n = 0");
+    CHECK(a->n && a->index % 4 == 0, "cast_params: n = %zu, index = %zu", a->n, a->index);
     op_begin(cuda, OP_cast_params);
     if (cuda->planning) return;
     CHECK(a->out.p && a->in.p, "cast_params: operand absent");
@@ -184,7 +184,7 @@ void cuda_cast_params(Backend *b, const CastParams *a) {
     }
     const bool stochastic = a->rounding == ROUND_STOCHASTIC && a->updates > 0;
     const dim3 grid((unsigned)ceil_div(a->n, (size_t)4 * CAST_THREADS));
-    LAUNCH(cast_params_kernel, grid, dim3(CAST_THREADS), 0, cuda->stream, (elem *)a->out.p, a->in.p, a->n, stochastic, a->seed, (uint32_t)a->updates,
+    LAUNCH(cast_params_kernel, grid, dim3(CAST_THREADS), 0, cuda->stream, (elem *)a->out.p, a->in.p, a->n, a->index, stochastic, a->seed, (uint32_t)a->updates,
            aligned_16(a->out.p) && aligned_16(a->in.p));
 }
 
@@ -216,7 +216,7 @@ struct Segments {
     uint32_t blocks_before[ADAMW_SEGMENTS];
     uint32_t count, blocks;
 };
-static_assert(sizeof(Segments) + 7 * sizeof(void *) <= 4096, "arguments of a launch");
+static_assert(sizeof(Segments) + 8 * sizeof(void *) <= 4096, "arguments of a launch");
 
 /* AdamW as ops.h says, over the segments.  params (n) =, master, m, v (n) +=, grads (n) in; params may be master.
  * A block: what one segment has of one tile. A thread: every ADAMW_THREADS-th vector of four, whole vectors by 16 bytes; a vector that a segment's
@@ -224,7 +224,7 @@ static_assert(sizeof(Segments) + 7 * sizeof(void *) <= 4096, "arguments of a lau
  * Bytes an element: 16 read (master, m, v, grads), 12 written and the parameter's 2 (4; none where params is master): the floor.
  * Vectors and single elements go through the same arithmetic: where a segment begins changes no bit. Error: some roundings of float. */
 __global__ void __launch_bounds__(ADAMW_THREADS, sizeof(elem) == 2 ? 5 : 4)
-adamw_kernel(elem *params, float *master, float *m, float *v, const float *grads, const Update *update, Segments segments, bool aligned) {
+adamw_kernel(elem *params, float *master, float *m, float *v, const float *grads, const Update *update, Segments segments, size_t index, bool aligned) {
     const Update u = *update;
     if (u.skip) return;
     uint32_t s = 0, beyond = segments.count; /* the last segment with blocks_before <= this block */
@@ -256,7 +256,7 @@ adamw_kernel(elem *params, float *master, float *m, float *v, const float *grads
         store_floats(v, v4, i, begin, end, whole);
         store_floats(master, w4, i, begin, end, whole);
         if ((void *)params == (void *)master) continue;
-        round_4(rounded, w4, u.stochastic, u.seed, u.updates, i);
+        round_4(rounded, w4, u.stochastic, u.seed, u.updates, index + i);
         store_elems(params, rounded, i, begin, end, whole);
     }
 }
@@ -265,12 +265,12 @@ static void adamw_launch(CudaBackend *cuda, const AdamW *a, const Update *update
     const bool aligned = aligned_16(a->params.p) && aligned_16(a->master.p) && aligned_16(a->m.p) && aligned_16(a->v.p) && aligned_16(a->grads.p);
     if (!segments->count) return;
     LAUNCH(adamw_kernel, dim3(segments->blocks), dim3(ADAMW_THREADS), 0, cuda->stream, (elem *)a->params.p, a->master.p, a->m.p, a->v.p, a->grads.p,
-           update, *segments, aligned);
+           update, *segments, a->index, aligned);
 }
 
 void cuda_adamw(Backend *b, const AdamW *a) {
     CudaBackend *cuda = cuda_of(b);
-    CHECK(a->n, "adamw: n = 0");
+    CHECK(a->n && a->index % 4 == 0, "adamw: n = %zu, index = %zu", a->n, a->index);
     op_begin(cuda, OP_adamw);
     Update *update = scratch<Update>(cuda, 1, "numbers of the update");
     if (cuda->planning) return;

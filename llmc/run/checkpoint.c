@@ -38,13 +38,34 @@ static bool run_check(const char *run_dir, const RunIdentity *id, Error *e) {
     return ok;
 }
 
-static bool write_checkpoint(const char *dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e) {
-    Manifest m = {.step = state->step};
-    snprintf(m.run_id, sizeof m.run_id, "%s", id->run_id);
+/* Parts that the other ranks have written go into rank 0's manifest. */
+static void collect_parts(Manifest *m, Comm *comm) {
+    char *mine = comm->rank && m->n ? part_to_text(&m->parts[0]) : NULL, **texts = comm_gather_texts(comm, mine);
+    for (int r = 1; texts && r < comm->size; r++)
+        if (texts[r]) CHECK(part_from_text(m, texts[r]), "rank %d describes its file as %s", r, texts[r]);
+    for (int r = 0; texts && r < comm->size; r++) free(texts[r]);
+    free(texts);
+    free(mine);
+}
+
+static bool write_rest(const char *dir, const TrainState *state, const RunIdentity *id, Manifest *m, Error *e) {
     char *text = state_to_json(state, id);
-    bool ok = write_model_files(dir, model, id->tokenizer_dir, &m, e) && write_optimizer_file(dir, model, &m, e) &&
-              write_text_file(dir, "training_state.json", text, &m, e) && manifest_write(dir, &m, e) && dir_sync(dir, e);
+    bool ok = write_text_file(dir, "training_state.json", text, m, e) && manifest_write(dir, m, e) && dir_sync(dir, e);
     free(text);
+    return ok;
+}
+
+/* Called by all ranks. Where each holds a whole copy of m and v, rank 0's is written. */
+static bool write_checkpoint(const char *dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Comm *comm, Error *e) {
+    Manifest m = {.step = state->step};
+    bool first = comm->rank == 0, ok = true;
+    snprintf(m.run_id, sizeof m.run_id, "%s", id->run_id);
+    if (first) ok = write_model_files(dir, model, comm, id->tokenizer_dir, &m, e);
+    else join_model_files(model, comm);
+    ok = ok && (!(first || model->ranks.sharded) || write_optimizer_file(dir, model, &m, e));
+    ok = comm_agree(comm, ok, e);
+    if (ok) collect_parts(&m, comm);
+    ok = ok && (!first || write_rest(dir, state, id, &m, e));
     manifest_free(&m);
     return ok;
 }
@@ -80,31 +101,38 @@ static bool already_saved(const char *final, const TrainState *state, const RunI
     return same;
 }
 
-static bool save_as(const char *run_dir, const char *final, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e) {
+static bool save_as(const char *run_dir, const char *final, const GPT2 *model, const TrainState *state, const RunIdentity *id, Comm *comm, Error *e) {
     char *temporary = xasprintf("%s/.tmp-step_%08lld", run_dir, (long long)state->step);
-    bool ok = path_remove_tree(temporary, e) && dir_create(temporary, e) && write_checkpoint(temporary, model, state, id, e) &&
-              publish(temporary, final, e);
-    if (!ok) path_remove_tree(temporary, NULL);
+    bool first = comm->rank == 0, ok = comm_agree(comm, !first || (path_remove_tree(temporary, e) && dir_create(temporary, e)), e);
+    ok = ok && write_checkpoint(temporary, model, state, id, comm, e) && (!first || publish(temporary, final, e));
+    ok = comm_agree(comm, ok, e);
+    if (!ok && first) path_remove_tree(temporary, NULL);
     free(temporary);
     return ok;
 }
 
 bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e) {
     CHECK(model->m.p && state->step >= 0 && id->run_id[0], "step %lld of run \"%s\"", (long long)state->step, id->run_id);
-    if (!run_check(run_dir, id, e)) return false;
+    Comm *alone = id->comm ? NULL : comm_alone(), *comm = alone ? alone : id->comm;
+    Error ours = {0};
     char *final = xasprintf("%s/step_%08lld", run_dir, (long long)state->step);
-    bool ok = already_saved(final, state, id) || save_as(run_dir, final, model, state, id, e);
-    if (!ok) {
-        fail_in(e, "the checkpoint of step %lld was not saved (earlier ones are untouched)", (long long)state->step);
-        if (e) e->code = EXIT_STORAGE;
+    double already = comm->rank == 0 && run_check(run_dir, id, &ours) && already_saved(final, state, id);
+    bool ok = comm_agree(comm, !ours.code, &ours), other_run = !ok;
+    if (ok) comm_sum(comm, &already, 1);
+    ok = ok && (already > 0 || save_as(run_dir, final, model, state, id, comm, &ours));
+    if (!ok && !other_run) {
+        fail_in(&ours, "the checkpoint of step %lld was not saved (earlier ones are untouched)", (long long)state->step);
+        ours.code = EXIT_STORAGE;
     }
+    if (!ok && e) *e = ours;
+    if (alone) alone->destroy(alone);
     free(final);
     return ok;
 }
 
 bool export_model(const char *dir, const GPT2 *model, const char *tokenizer_dir, Error *e) {
     Manifest m = {0};
-    bool ok = dir_create(dir, e) && write_model_files(dir, model, tokenizer_dir, &m, e) && dir_sync(dir, e);
+    bool ok = dir_create(dir, e) && write_model_files(dir, model, NULL, tokenizer_dir, &m, e) && dir_sync(dir, e);
     manifest_free(&m);
     return ok;
 }

@@ -4,6 +4,7 @@
  * fsynced: a directory with the final name is complete, or a later read finds out why it is not. */
 #ifndef LLMC_RUN_CHECKPOINT_H
 #define LLMC_RUN_CHECKPOINT_H
+#include "../dist/comm.h"
 #include "../gpt2.h"
 #include "monitor.h"
 #ifdef __cplusplus
@@ -31,10 +32,11 @@ typedef struct {
     const FixedFact *facts;
     size_t n_facts;
     const char *tokenizer_dir;/* its files are copied into each checkpoint; NULL: none */
+    Comm *comm;               /* the ranks of the run, all of which save and load together; NULL: one */
 } RunIdentity;
 
 bool run_id_create(char run_id[33]);
-/* Writes RUN/step_N. Previous checkpoints are untouched whatever happens. EXIT_STORAGE; EXIT_USAGE when the directory holds another run's.
+/* Writes RUN/step_N: rank 0 the model and what describes it, each rank its part of the optimizer state; one failure fails all. Previous checkpoints are untouched whatever happens. EXIT_STORAGE; EXIT_USAGE when the directory holds another run's.
  * A step_N of the same state is kept as it is; another is replaced (for a moment it is step_N.replaced, which is also found). */
 bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e);
 /* Removes what keep_last and keep_every leave out, and temporary left-overs of this run; never the only valid one. keep_last >= 1 valid

@@ -32,6 +32,9 @@ typedef struct {
     size_t n;
 } Manifest;
 Part *manifest_add(Manifest *m, const char *name);
+/* A part as text, for a manifest that another rank writes; to be freed. */
+char *part_to_text(const Part *p);
+bool part_from_text(Manifest *m, const char *text);
 void manifest_free(Manifest *m);
 bool manifest_write(const char *dir, const Manifest *m, Error *e);  /* EXIT_STORAGE */
 bool manifest_read(const char *dir, Manifest *m, Error *e);         /* EXIT_DATA: damaged, unknown version */
@@ -39,9 +42,11 @@ bool manifest_read(const char *dir, Manifest *m, Error *e);         /* EXIT_DATA
 bool manifest_check(const char *dir, const Manifest *m, bool deep, Error *e);
 
 /* ---- files of a checkpoint; each adds itself to the manifest ---- */
-bool write_model_files(const char *dir, const GPT2 *model, const char *tokenizer_dir, Manifest *m, Error *e);
+/* Where the ranks hold parts of the master weights, all others call join_model_files meanwhile; comm may be NULL for one rank. */
+bool write_model_files(const char *dir, const GPT2 *model, Comm *comm, const char *tokenizer_dir, Manifest *m, Error *e);
+void join_model_files(const GPT2 *model, Comm *comm);
 StTensor file_tensor(const ParamTensor *t, uint64_t begin);        /* name, dtype, shape as a file holds it */
-bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error *e);
+bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error *e); /* what this rank holds; nothing: no file */
 bool write_text_file(const char *dir, const char *name, const char *text, Manifest *m, Error *e);
 
 /* The optimizer files of a checkpoint, opened and found to cover every element of m and v once. */

@@ -63,6 +63,12 @@ static const Option options[] = {
     {"top-k", OPT_INT, AT(top_k), "0", 0, 1 << 24, NULL, "Generation", "K", "choose among the K likeliest tokens; 0: among all"},
     {"top-p", OPT_FLOAT, AT(top_p), "1", 0, 1, NULL, "Generation", "P", "choose among the fewest likeliest tokens that together have probability P"},
 
+    {"processes", OPT_INT, AT(processes), "1", 1, 1 << 20, NULL, "Several processes", "N", "start N processes here that train one model together (under mpirun, srun or torchrun's variables it is they that start them); with --dry-run: plan for N"},
+    {"zero", OPT_CHOICE, AT(zero), "auto", 0, 0, "auto|0|1", "Several processes", "STAGE", "1: each process holds its part of AdamW's state (ZeRO-1); 0: each holds all; same bits; auto: 1"},
+    {"reduce-dtype", OPT_CHOICE, AT(reduce_dtype), "fp32", 0, 0, "fp32|bf16", "Several processes", "NAME", "number format of gradients on their way between processes"},
+    {"timeout", OPT_FLOAT, AT(timeout), "300", 1, 1e6, NULL, "Several processes", "SECONDS", "how long a process waits for the others in a step before the run ends with exit code 6 and says where each was; start, saving and validation may take ten times as long"},
+    {"rank-logs", OPT_STRING, AT(rank_logs), NULL, 0, 0, NULL, "Several processes", "DIR", "each process but the first writes what it says to DIR/rank-NNNN.log; without it only the first one speaks"},
+
     {"device", OPT_CHOICE, AT(device), "auto", 0, 0, "auto|cpu|cuda|emu", "Machine", "NAME", "where to compute; auto: a GPU where the program is built with CUDA and one is there, else the CPU; emu: CUDA emulated on a CPU, in test builds"},
     {"gpu", OPT_INT, AT(gpu), "0", 0, 1023, NULL, "Machine", "N", "which of the visible GPUs"},
     {"dtype", OPT_CHOICE, AT(dtype), "auto", 0, 0, "auto|fp32|bf16", "Machine", "NAME", "number format of weights and activations (master weights, moments and gradients are fp32 in any case); auto: bf16 on a GPU, fp32 on the CPU, which has no other"},
@@ -76,7 +82,6 @@ static const Option options[] = {
     {"gpu-stats", OPT_BOOL, AT(gpu_stats), NULL, 0, 0, NULL, "Machine", NULL, "power, temperature, clock and throttling of the GPU in each step's line"},
     {"recompute", OPT_CHOICE, AT(recompute), "none", 0, 0, "none|gelu|block", "Machine", "WHAT", "compute again in the backward what need not be kept (block: most), to save memory; results are the same bits"},
     {"threads", OPT_INT, AT(threads), "0", 0, 4096, NULL, "Machine", "N", "CPU threads; 0: one a core"},
-    {"processes", OPT_INT, AT(processes), "1", 1, 1 << 20, NULL, "Machine", "N", "with --dry-run: plan for N processes"},
     {"dry-run", OPT_BOOL, AT(dry_run), NULL, 0, 0, NULL, "Machine", NULL, "do not train: print shapes, memory and steps without allocating or writing anything"},
     {"help", OPT_BOOL, AT(help), NULL, 0, 0, NULL, "Machine", NULL, "print this text"},
     {"version", OPT_BOOL, AT(version), NULL, 0, 0, NULL, "Machine", NULL, "print build and features"},
@@ -119,8 +124,8 @@ static bool check_together(const Config *c, Error *e) {
     if ((c->steps > 0) + (c->tokens > 0) + (c->epochs > 0) > 1)
         return fail(e, EXIT_USAGE, "--steps, --tokens and --epochs exclude each other; give one");
     if (c->dry_run && !c->batch) return fail(e, EXIT_USAGE, "--batch auto looks at the memory that is free; with --dry-run give a number");
-    if (c->processes > 1 && !c->dry_run)
-        return fail(e, EXIT_USAGE, "--processes %lld: this build trains in one process; several can be planned with --dry-run", (long long)c->processes);
+    if (c->processes > 1 && (c->eval_only || c->generate))
+        return fail(e, EXIT_USAGE, "--%s runs in one process, found --processes %lld", c->eval_only ? "eval-only" : "generate", (long long)c->processes);
     if ((c->eval_only || c->generate) && !c->init_from)
         return fail(e, EXIT_USAGE, "--%s needs a model: give --init-from PATH", c->eval_only ? "eval-only" : "generate");
     if (c->eval_only && !c->val) return fail(e, EXIT_USAGE, "--eval-only needs data: give --val PATH");

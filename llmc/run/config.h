@@ -33,8 +33,12 @@ typedef struct {
     double temperature, top_p;
     /* machine */
     const char *device, *dtype, *recompute, *attention, *rounding, *fused_gelu, *graphs, *plan_file;
-    int64_t threads, processes, head_chunk, gpu;
+    int64_t threads, head_chunk, gpu;
     bool print_plans, gpu_stats;
+    /* ranks */
+    int64_t processes;
+    const char *zero, *reduce_dtype, *rank_logs;
+    double timeout;
 } Config;
 
 extern const OptionTable config_table;

@@ -135,23 +135,36 @@ static bool read_batch(const Dataset *d, uint64_t first, size_t n, size_t B, siz
     return true;
 }
 
-bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, bool (*stopped)(void), Evaluation *out, Error *e) {
+/* Loss of the batch that begins with window w, added to *sum. */
+static bool add_batch(GPT2 *model, Acts *acts, const Dataset *d, uint64_t w, size_t n, int32_t *inputs, float *losses, double *sum, Error *e) {
+    size_t B = acts->B, T = acts->T;
+    int32_t *targets = inputs + B * T;
+    if (!read_batch(d, w, n, B, model->config.V, inputs, targets, e)) return false;
+    gpt2_forward(model, acts, inputs, targets);
+    model->backend->download(model->backend, losses, acts->losses.p, n * T * sizeof *losses);
+    for (size_t i = 0; i < n * T; i++) *sum += (double)losses[i];
+    return true;
+}
+
+bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, Comm *comm, bool (*stopped)(void), Evaluation *out, Error *e) {
     size_t B = acts->B, T = acts->T;
     CHECK(dataset->T == T && dataset->n_windows, "windows of %zu tokens, activations for %zu", dataset->T, T);
-    uint64_t windows = dataset->n_windows;
+    uint64_t windows = dataset->n_windows, ranks = comm ? (uint64_t)comm->size : 1, rank = comm ? (uint64_t)comm->rank : 0;
     if (n_batches && n_batches <= windows / B) windows = n_batches * B;
-    int32_t *inputs = xmalloc(2 * B * T * sizeof *inputs), *targets = inputs + B * T;
+    int32_t *inputs = xmalloc(2 * B * T * sizeof *inputs);
     float *losses = xmalloc(B * T * sizeof *losses);
     double sum = 0;
     bool ok = true, cut = false;
-    for (uint64_t w = 0; ok && w < windows && !(cut = stopped && stopped()); w += B) {
-        size_t n = windows - w < B ? (size_t)(windows - w) : B;
-        ok = read_batch(dataset, w, n, B, model->config.V, inputs, targets, e);
-        if (!ok) break;
-        gpt2_forward(model, acts, inputs, targets);
-        model->backend->download(model->backend, losses, acts->losses.p, n * T * sizeof *losses);
-        for (size_t i = 0; i < n * T; i++) sum += losses[i];
+    for (uint64_t first = 0; first < windows; first += ranks * B) {
+        double ends[2] = {stopped && stopped(), !ok};  /* this rank is asked to stop, or has failed: all end here */
+        if (comm) comm_sum(comm, ends, 2);
+        cut = ends[0] > 0;
+        if (cut || ends[1] > 0) break;
+        uint64_t w = first + rank * B;
+        if (w < windows) ok = add_batch(model, acts, dataset, w, windows - w < B ? (size_t)(windows - w) : B, inputs, losses, &sum, e);
     }
+    if (comm) ok = comm_agree(comm, ok, e);
+    if (comm && ok) comm_sum(comm, &sum, 1);
     if (cut) *out = (Evaluation){.loss = NAN};
     else if (ok) *out = (Evaluation){.loss = sum / ((double)windows * (double)T), .tokens = windows * T};
     free(losses);

@@ -2,6 +2,7 @@
 #ifndef LLMC_RUN_GENERATE_H
 #define LLMC_RUN_GENERATE_H
 #include "../data/loader.h"
+#include "../dist/comm.h"
 #include "../gpt2.h"
 #ifdef __cplusplus
 extern "C" {
@@ -28,8 +29,9 @@ typedef struct {
     uint64_t tokens;
 } Evaluation;
 /* Mean loss over windows [0, n_batches*B) in file order (n_batches 0: all windows, the last batch may be partial). Summed in double in window order.
- * stopped (may be NULL) is asked before each batch: true ends it, with out->tokens 0. */
-bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, bool (*stopped)(void), Evaluation *out, Error *e);
+ * Ranks (comm; NULL: one) take the batches in turn, and all have the result: the sum of each, then over the ranks.
+ * stopped (may be NULL) is asked before each batch, on all ranks: where one says true it ends on all, with out->tokens 0. */
+bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batches, Comm *comm, bool (*stopped)(void), Evaluation *out, Error *e);
 #ifdef __cplusplus
 }
 #endif

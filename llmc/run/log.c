@@ -113,7 +113,7 @@ bool metrics_open(MetricsLog *log, const char *path, Error *e) {
 
 bool metrics_write(MetricsLog *log, Record *r, Error *e) {
     record_text(r, "}\n");
-    bool ok = (!log->torn || close_half_line(log->fd, e)) && line_append(log->fd, r->text, r->n, e);
+    bool ok = log->fd < 0 || ((!log->torn || close_half_line(log->fd, e)) && line_append(log->fd, r->text, r->n, e));
     log->torn = !ok;
     free(r->text);
     *r = (Record){0};

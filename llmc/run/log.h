@@ -15,7 +15,7 @@ void record_double(Record *r, const char *name, double value);
 void record_string(Record *r, const char *name, const char *value);  /* escaped */
 /* Metrics file of a run; a half line left by a crash is closed off with a newline on opening. */
 typedef struct {
-    int fd;
+    int fd;     /* -1: nobody's log, records are dropped */
     bool torn;  /* the last write failed and may have left half a line: the next one closes it off */
 } MetricsLog;
 bool metrics_open(MetricsLog *log, const char *path, Error *e);

@@ -1,6 +1,7 @@
 /* The training loop: resume, step, log, validate, sample, save, stop. One optimizer step itself is train.c's. */
 #include "../base/io.h"
 #include "../base/timer.h"
+#include "../dist/zero.h"
 #include "../train.h"
 #include "generate.h"
 #include "log.h"
@@ -20,6 +21,9 @@ typedef struct {
 typedef struct {
     Session *session;
     const Config *options;
+    Comm *comm;
+    bool stop;                        /* all ranks know that one was asked to stop */
+    bool agreed;                      /* the error is all ranks': rank 0 says it */
     Backend *backend, *trace;         /* trace: the wrapper around the backend while --trace records, else NULL */
     GPT2 model;
     Acts acts, val_acts;
@@ -48,9 +52,24 @@ static void on_signal(int number) {
 }
 static bool stopped(void) { return stop_signal != 0; }
 
+/* Whether the run is to end: on all ranks at the same step. */
+static bool ending(const Run *r) { return r->comm->size > 1 ? r->stop : stopped(); }
+
+/* Whether all ranks say ok. */
+static bool agree(Run *r, bool ok, Error *e) {
+    ok = comm_agree(r->comm, ok, e);
+    if (!ok && r->comm->size > 1) r->agreed = true;
+    return ok;
+}
+
+/* What this rank is about to do, and how long the others may have to wait for it. */
+static void phase(const Run *r, const char *what, double patience) {
+    r->comm->phase(r->comm, what, r->state.step + r->n_issued, patience * r->options->timeout);
+}
+
 /* Asked to stop, or the terminal went away: the step is finished and saved. What is ignored (nohup) stays ignored. */
 static void listen_to_signals(void) {
-    const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (signal(numbers[i], on_signal) == SIG_IGN) signal(numbers[i], SIG_IGN);
 }
@@ -105,7 +124,8 @@ static bool create_all(Run *r, Error *e) {
     r->backend = s->backend;
     if (o->trace && !(r->trace = trace_backend_create(r->backend, o->trace, e))) return false;
     Backend *be = r->trace ? r->trace : r->backend;
-    if (!gpt2_create(&r->model, be, &s->shape, true, e)) return false;
+    if (!gpt2_create_ranks(&r->model, be, &s->shape, true, s->ranks, e)) return false;
+    if (r->comm->size > 1) zero_attach(s->backend, &r->model);
     r->model.head_chunk = (size_t)o->head_chunk;
     if (!gpt2_acts_create(&r->acts, &r->model, s->B, s->T, keep_by_name(o->recompute), true, e) ||
         (s->val.n_shards && !gpt2_acts_create(&r->val_acts, &r->model, s->B, s->T, KEEP_NONE, false, e)) ||
@@ -119,30 +139,49 @@ static bool create_all(Run *r, Error *e) {
 
 static int rounding_of(const Config *o) { return strcmp(o->rounding, "stochastic") == 0 ? ROUND_STOCHASTIC : ROUND_NEAREST; }
 
+/* Rank 0 looks for all. False with no error: there is none. */
+static bool find_newest(Run *r, char path[4096], Error *e) {
+    bool found = !r->comm->rank && checkpoint_newest(r->options->out, path, stderr, e);
+    if (!agree(r, !e->code, e)) return false;
+    char *text = comm_broadcast_text(r->comm, found ? path : NULL, 0);
+    found = text != NULL;
+    if (found) snprintf(path, 4096, "%s", text);
+    free(text);
+    return found;
+}
+
+static bool begin_run(Run *r, Error *e) {
+    const Config *o = r->options;
+    r->state = (TrainState){.seed = (uint64_t)o->seed, .last_val_step = -1, .best_val_loss = NAN, .last_val_loss = NAN};
+    bool ok = run_id_create(r->identity.run_id) || fail(e, EXIT_STORAGE, "no random bytes for a run id from the system");
+    if (!agree(r, ok, e)) return false;
+    char *id = comm_broadcast_text(r->comm, r->identity.run_id, 0);
+    snprintf(r->identity.run_id, sizeof r->identity.run_id, "%s", id);
+    free(id);
+    if (!r->session->init_from) gpt2_init(&r->model, (uint64_t)o->seed);
+    else if (!import_weights(r->session->init_from, &r->model, e)) return false;
+    r->saved_step = -1;
+    r->unsaved = true;
+    return true;
+}
+
 /* Newest valid checkpoint, or a new run from --init-from or from the seed. */
 static bool resume_or_begin(Run *r, Error *e) {
     const Config *o = r->options;
     char path[4096];
-    bool found = checkpoint_newest(o->out, path, stderr, e);
+    bool found = find_newest(r, path, e);
     if (!found && e->code) return false;
     if (found && strcmp(o->resume, "never") == 0)
         return fail(e, EXIT_USAGE, "%s already holds a run (newest checkpoint %s) and --resume never was given; give a new --out, or --resume auto to continue", o->out, path);
     if (found) {
-        if (!checkpoint_load(path, &r->model, &r->state, &r->identity, o->allow_change, e)) return false;
+        if (!agree(r, checkpoint_load(path, &r->model, &r->state, &r->identity, o->allow_change, e), e)) return false;
         printf("resuming from %s: step %lld of %lld%s\n", path, (long long)r->state.step, (long long)r->session->schedule.steps,
                r->session->init_from ? "; the weights are its own, not those of --init-from" : "");
         gpt2_params_rounded(&r->model, rounding_of(o), r->state.seed, r->state.updates);
         r->saved_step = r->state.step;
         r->state.seed = (uint64_t)o->seed;  /* another one only where --allow-change says so */
         r->resumed = true;
-    } else {
-        r->state = (TrainState){.seed = (uint64_t)o->seed, .last_val_step = -1, .best_val_loss = NAN, .last_val_loss = NAN};
-        if (!run_id_create(r->identity.run_id)) return fail(e, EXIT_STORAGE, "no random bytes for a run id from the system");
-        if (!r->session->init_from) gpt2_init(&r->model, (uint64_t)o->seed);
-        else if (!import_weights(r->session->init_from, &r->model, e)) return false;
-        r->saved_step = -1;
-        r->unsaved = true;
-    }
+    } else if (!begin_run(r, e)) return false;
     if (r->state.step > r->session->schedule.steps)
         return fail(e, EXIT_USAGE, "%s is of step %lld, beyond the %lld steps asked for; raise --steps, --tokens or --epochs", path,
                     (long long)r->state.step, (long long)r->session->schedule.steps);
@@ -159,13 +198,14 @@ static bool open_loader(Run *r, Error *e) {
         printf("the new total batch begins at sample %llu; %llu samples of this epoch are passed over\n", (unsigned long long)position,
                (unsigned long long)(position - r->state.samples));
     LoaderConfig config = {.dataset = &s->train, .V = s->shape.V, .seed = r->state.seed, .global_batch = s->samples_per_step,
-                           .rank = 0, .world = 1, .B = s->B, .position = position};
+                           .rank = s->ranks.rank, .world = s->ranks.n, .B = s->B, .position = position};
     r->state.samples = position;
     return (r->loader = loader_create(&config, e)) != NULL;
 }
 
 static bool open_metrics(Run *r, Error *e) {
     const Session *s = r->session;
+    if (r->comm->rank) return true;
     char *path = path_join(r->options->out, "metrics.jsonl"), *config = options_to_config(&config_table, r->options);
     char *config_path = path_join(r->options->out, "config.txt");
     Record record;
@@ -177,6 +217,7 @@ static bool open_metrics(Run *r, Error *e) {
     if (r->backend->peak_flops > 0) record_double(&record, "peak_flops", r->backend->peak_flops);
     record_int(&record, "step", r->state.step);
     record_int(&record, "steps", s->schedule.steps);
+    record_int(&record, "ranks", r->comm->size);
     record_int(&record, "parameters", (int64_t)r->model.layout.n_params);
     record_double(&record, "flops_per_token", gpt2_flops_per_token(&s->shape, s->T));
     record_string(&record, "config", config);
@@ -201,7 +242,9 @@ static bool validate(Run *r, Error *e) {
     if (!s->val.n_shards || r->state.last_val_step == r->state.step) return true;
     double begin = seconds_now();
     Evaluation v;
-    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, stopped, &v, e)) return false;
+    phase(r, "validation", 10);
+    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, r->comm, stopped, &v, e)) return agree(r, false, e);
+    if (!v.tokens) r->stop = true;
     if (!v.tokens) return true;       /* asked to stop: the resumed run begins with this validation */
     r->unsaved = true;
     r->state.last_val_step = r->state.step;
@@ -219,7 +262,9 @@ static bool validate(Run *r, Error *e) {
 
 static bool sample(Run *r, Error *e) {
     Session *s = r->session;
-    if (!s->tokenizer) return true;
+    phase(r, "sample", 10);
+    r->backend->sync(r->backend);     /* the weights of all ranks are here; the text is rank 0's */
+    if (!s->tokenizer || r->comm->rank) return true;
     size_t n = 1, most = (size_t)r->options->sample_tokens, bytes;
     int32_t end = tokenizer_end_of_text(s->tokenizer), *ids = xmalloc((most + 1) * sizeof *ids);
     ids[0] = end >= 0 ? end : 0;
@@ -329,15 +374,18 @@ static bool finish_step(Run *r, Error *e) {
     r->state.updates = result.updates;
     r->state.samples += s->samples_per_step;
     r->unsaved = true;
+    r->stop = r->stop || result.stop > 0;
     r->done = done;
     r->step_seconds += seconds;
     if (!report_step(r, &result, i.lr, z_loss, z_norm, seconds, e)) return false;
     if (i.lifted && result.skip == SKIP_NONE)
         printf("step %lld: applied without limits, as the %lld before it were skipped (--max-skipped)\n", (long long)r->state.step, (long long)o->max_skipped);
-    if (monitor->nonfinite_in_row >= o->max_nonfinite)
+    if (monitor->nonfinite_in_row >= o->max_nonfinite) {
+        r->agreed = true;
         return fail(e, EXIT_NONFINITE, "%lld steps in a row had a non-finite loss or gradient norm, up to step %lld; their updates were skipped, so the weights are "
                     "unharmed. The newest checkpoint is of step %lld; lower --lr (with --allow-change schedule), or look at the data",
                     (long long)monitor->nonfinite_in_row, (long long)r->state.step, (long long)r->saved_step);
+    }
     return true;
 }
 
@@ -352,18 +400,21 @@ static bool save(Run *r, Error *e) {
     if (!finish_all(r, e)) return false;
     if (!r->unsaved) return true;
     double begin = seconds_now();
+    phase(r, "saving", 10);
     r->state.seconds += begin - r->started;
     r->started = begin;
-    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return false;
+    r->backend->sync(r->backend);
+    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return agree(r, false, e);
     r->saved_step = r->state.step;
     r->unsaved = false;
     printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
-    return checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e);
+    return agree(r, r->comm->rank || checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e), e);
 }
 
-/* The data cannot go on, but what was trained so far is whole. */
+/* The data cannot go on, but what was trained so far is whole. Of several ranks the others do not know of it: they have their last checkpoint. */
 static void save_before_leaving(Run *r) {
     Error second = {0};
+    if (r->comm->size > 1) return;
     if (finish_all(r, &second) && r->state.step > 0) save(r, &second);
     if (second.code) error_print(&second);
 }
@@ -380,10 +431,11 @@ static bool one_step(Run *r, Error *e) {
                     .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
                     .loss_limit = monitor_limit(&monitor->loss, lifted ? 0 : o->skip_loss_z),
                     .norm_limit = monitor_limit(&monitor->norm, lifted ? 0 : o->skip_norm_z),
-                    .seed = r->state.seed, .step = step, .rounding = rounding_of(o)};
+                    .seed = r->state.seed, .step = step, .rounding = rounding_of(o), .stop = stopped()};
     Issued *i = &r->issued[r->n_issued];
     *i = (Issued){.lr = (double)p.lr, .begin = seconds_now(), .lifted = lifted};
     fault_point("step", step);
+    phase(r, "training", 1);
     if (!train_issue(&r->trainer, &p, s->n_micro, next_micro_batch, r)) return save_before_leaving(r), false;
     i->end = seconds_now();
     r->n_issued++;
@@ -408,8 +460,8 @@ static bool between_steps(Run *r, bool last, Error *e) {
     bool fresh = step > r->first_step;  /* else a resumed run would print its sample again */
     if ((last || due(o->val_every, step) || due(o->sample_every, step)) && !finish_all(r, e)) return false;
     if ((last || due(o->val_every, step)) && !validate(r, e)) return false;
-    if (fresh && o->sample_every && (last || due(o->sample_every, step)) && !stopped() && !sample(r, e)) return false;
-    return !(last || stopped() || (step > 0 && due(o->save_every, step))) || save(r, e);
+    if (fresh && o->sample_every && (last || due(o->sample_every, step)) && !ending(r) && !sample(r, e)) return false;
+    return !(last || ending(r) || (step > 0 && due(o->save_every, step))) || save(r, e);
 }
 
 static int loop(Run *r, Error *e) {
@@ -418,8 +470,10 @@ static int loop(Run *r, Error *e) {
         bool last = step >= r->session->schedule.steps;
         if (!between_steps(r, last, e)) return e->code;
         if (last && (!r->session->val.n_shards || r->state.last_val_step == step)) return EXIT_OK;
-        if (stopped() && save(r, e)) {
-            printf("stopped by signal %d after step %lld, saved; the same command continues\n", (int)stop_signal, (long long)step);
+        if (ending(r) && save(r, e)) {
+            char by[40] = "a signal to another rank";
+            if (stop_signal) snprintf(by, sizeof by, "signal %d", (int)stop_signal);
+            printf("stopped by %s after step %lld, saved; the same command continues\n", by, (long long)r->state.step);
             return EXIT_REQUEUE;
         }
         if (e->code || !one_step(r, e)) return e->code;
@@ -444,24 +498,28 @@ static void close_run(Run *r) {
 
 int run_train(Session *s) {
     Error error = {0}, *e = &error;
-    Run r = {.session = s, .options = s->options, .metrics = {.fd = -1}, .e = e,
-             .identity = {.tokenizer_dir = s->tokenizer_dir}};
+    Run r = {.session = s, .options = s->options, .comm = s->comm, .metrics = {.fd = -1}, .e = e,
+             .identity = {.tokenizer_dir = s->tokenizer_dir, .comm = s->comm}};
     int code = 0;
     listen_to_signals();
-    bool created = create_all(&r, e);
+    bool created = agree(&r, create_all(&r, e), e);
     if (created) collect_facts(&r);
-    if (!created || !resume_or_begin(&r, e) || !open_loader(&r, e) || !open_metrics(&r, e)) code = e->code;
+    if (!created || !resume_or_begin(&r, e) || !agree(&r, open_loader(&r, e) && open_metrics(&r, e), e)) code = e->code;
     if (!code) {
         r.first_step = r.state.step;
         r.started = seconds_now();
         code = loop(&r, e);
     }
-    if (e->code) code = error_print(e);
-    else if (code == EXIT_OK) {
+    if (e->code && r.agreed && r.comm->rank) code = e->code;
+    else if (e->code) {
+        if (r.comm->rank) fail_in(e, "rank %d", r.comm->rank);
+        code = error_print(e);
+    } else if (code == EXIT_OK) {
         printf("done: %lld steps, %lld updates", (long long)r.state.step, (long long)r.state.updates);
         if (isfinite(r.state.last_val_loss)) printf(", validation loss %.6f (best %.6f)", r.state.last_val_loss, r.state.best_val_loss);
         printf(", %s/step_%08lld\n", s->options->out, (long long)r.state.step);
     }
+    if (!e->code || r.agreed) comm_barrier(r.comm); /* none leaves before rank 0 has said why */
     close_run(&r);
     return code;
 }

@@ -70,6 +70,14 @@ static json_t *part_to_json(const Part *p) {
     return part;
 }
 
+char *part_to_text(const Part *p) {
+    json_t *json = part_to_json(p);
+    char *text = json_dumps(json, JSON_COMPACT);
+    CHECK(text, "json_dumps of %s", p->name);
+    json_decref(json);
+    return text;
+}
+
 bool manifest_write(const char *dir, const Manifest *m, Error *e) {
     json_t *files = json_array();
     for (size_t i = 0; i < m->n; i++) json_array_append_new(files, part_to_json(&m->parts[i]));
@@ -125,6 +133,13 @@ static bool part_from_json(Manifest *m, const json_t *file) {
         p->n_tensors++;
     }
     return count_field(file, "bytes", &p->bytes) && text_field(file, "xxh3_128", p->hash, sizeof p->hash);
+}
+
+bool part_from_text(Manifest *m, const char *text) {
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    bool ok = json && part_from_json(m, json);
+    json_decref(json);
+    return ok;
 }
 
 /* The text is what was written: its last bytes are the checksum of all before. */

@@ -9,14 +9,14 @@
 
 /* ---- writing safetensors ---- */
 
-typedef void (*FetchFn)(const GPT2 *model, size_t i, float *values);
+typedef void (*FetchFn)(void *context, size_t i, float *values);
 
-static bool write_values(FileWriter *w, const GPT2 *model, const StTensor *tensors, size_t n, FetchFn fetch, PartTensor *out, Error *e) {
+static bool write_values(FileWriter *w, const StTensor *tensors, size_t n, FetchFn fetch, void *context, PartTensor *out, Error *e) {
     bool ok = true;
     for (size_t i = 0; ok && i < n; i++) {
         size_t bytes = (size_t)(tensors[i].end - tensors[i].begin);
         float *values = xmalloc(bytes);
-        fetch(model, i, values);
+        fetch(context, i, values);
         out[i] = (PartTensor){.name = xstrdup(tensors[i].name), .begin = tensors[i].begin, .bytes = bytes};
         hash_hex(values, bytes, out[i].hash);
         ok = file_write(w, values, bytes, e);
@@ -36,7 +36,7 @@ static bool part_finish(FileWriter *w, const char *path, Part *part, Error *e) {
     return true;
 }
 
-static bool write_tensors(const char *dir, const char *name, const GPT2 *model, const StTensor *tensors, size_t n, FetchFn fetch,
+static bool write_tensors(const char *dir, const char *name, const StTensor *tensors, size_t n, FetchFn fetch, void *context,
                           const char *metadata, Manifest *m, Error *e) {
     char *path = path_join(dir, name);
     Part *part = manifest_add(m, name);
@@ -44,7 +44,7 @@ static bool write_tensors(const char *dir, const char *name, const GPT2 *model, 
     part->n_tensors = n;
     FileWriter *w = file_create(path, e);
     bool ok = w != NULL;
-    if (ok && !(st_write_header(w, tensors, n, metadata, e) && write_values(w, model, tensors, n, fetch, part->tensors, e))) {
+    if (ok && !(st_write_header(w, tensors, n, metadata, e) && write_values(w, tensors, n, fetch, context, part->tensors, e))) {
         file_abandon(w);
         ok = false;
     } else ok = ok && part_finish(w, path, part, e);
@@ -52,8 +52,41 @@ static bool write_tensors(const char *dir, const char *name, const GPT2 *model, 
     return ok;
 }
 
-static void fetch_master(const GPT2 *model, size_t i, float *values) {
-    gpt2_tensor_get(model, &model->layout.tensors[i], PARAM_MASTER, values);
+/* Master weights; where the ranks hold parts of them, a unit at a time is collected from all. */
+typedef struct {
+    const GPT2 *model;
+    Comm *comm;
+    float *values;            /* of unit `next` - 1, in memory order */
+    size_t next;
+} MasterReader;
+
+static bool master_in_parts(const GPT2 *model) { return model->ranks.sharded && (void *)model->master.p != model->params.p; }
+
+static void collect_unit(MasterReader *r) {
+    const size_t *begin = &r->model->layout.unit_begin[r->next], n = begin[1] - begin[0];
+    UnitPart p = gpt2_part(r->model, r->next++);
+    r->values = xrealloc(r->values, n * sizeof(float));
+    r->model->backend->download(r->model->backend, r->values + (p.first - begin[0]), r->model->master.p + p.master, p.n * sizeof(float));
+    r->comm->wait(r->comm, r->comm->all_gather(r->comm, r->values, n * sizeof(float)));
+}
+
+/* All ranks have collected as many units, whatever became of the file. */
+static void reader_end(MasterReader *r) {
+    while (master_in_parts(r->model) && r->next < r->model->layout.n_units) collect_unit(r);
+    free(r->values);
+}
+
+void join_model_files(const GPT2 *model, Comm *comm) { reader_end(&(MasterReader){.model = model, .comm = comm}); }
+
+static void fetch_master(void *context, size_t i, float *values) {
+    MasterReader *r = context;
+    const ParamTensor *t = &r->model->layout.tensors[i];
+    if (!master_in_parts(r->model)) {
+        gpt2_tensor_get(r->model, t, PARAM_MASTER, values);
+        return;
+    }
+    while (r->next <= t->unit) collect_unit(r);
+    gpt2_tensor_to_file(t, r->values + (t->offset - r->model->layout.unit_begin[t->unit]), values);
 }
 
 /* What a file holds of a tensor: vectors are the ones without decay (a matrix may have one row). */
@@ -65,13 +98,15 @@ StTensor file_tensor(const ParamTensor *t, uint64_t begin) {
     return st;
 }
 
-static bool write_model_file(const char *dir, const GPT2 *model, Manifest *m, Error *e) {
+static bool write_model_file(const char *dir, const GPT2 *model, Comm *comm, Manifest *m, Error *e) {
     const ParamLayout *layout = &model->layout;
     StTensor *tensors = xcalloc(layout->n_tensors, sizeof *tensors);
     for (size_t i = 0; i < layout->n_tensors; i++) tensors[i] = file_tensor(&layout->tensors[i], i ? tensors[i - 1].end : 0);
     char *metadata = m->run_id[0] ? xasprintf("{\"format\":\"pt\",\"run_id\":\"%s\",\"step\":\"%lld\"}", m->run_id, (long long)m->step)
                                   : xstrdup("{\"format\":\"pt\"}");
-    bool ok = write_tensors(dir, "model.safetensors", model, tensors, layout->n_tensors, fetch_master, metadata, m, e);
+    MasterReader reader = {.model = model, .comm = comm};
+    bool ok = write_tensors(dir, "model.safetensors", tensors, layout->n_tensors, fetch_master, &reader, metadata, m, e);
+    reader_end(&reader);
     free(metadata);
     free(tensors);
     return ok;
@@ -79,24 +114,45 @@ static bool write_model_file(const char *dir, const GPT2 *model, Manifest *m, Er
 
 /* ---- optimizer state ---- */
 
-static void fetch_moment(const GPT2 *model, size_t i, float *values) {
-    size_t n = model->layout.n_tensors;
-    const ParamTensor *t = &model->layout.tensors[i % n];
-    const float *from = (i < n ? model->m.p : model->v.p) + t->offset;
-    model->backend->download(model->backend, values, from, t->file_rows * t->cols * sizeof(float));
+/* What this rank holds of m and v: a piece of each tensor, where there is one. */
+typedef struct { const ParamTensor *tensor; size_t begin, end, held; } Piece;
+typedef struct {
+    const GPT2 *model;
+    Piece *pieces;
+    size_t n;
+} Pieces;
+
+static Pieces pieces_held(const GPT2 *model) {
+    Pieces p = {.model = model, .pieces = xcalloc(model->layout.n_tensors, sizeof *p.pieces)};
+    for (size_t i = 0; i < model->layout.n_tensors; i++) {
+        Piece *piece = &p.pieces[p.n];
+        piece->tensor = &model->layout.tensors[i];
+        gpt2_held(model, piece->tensor, &piece->begin, &piece->end, &piece->held);
+        if (piece->begin < piece->end) p.n++;
+    }
+    return p;
 }
 
-static char *optimizer_metadata(const GPT2 *model, const Manifest *m) {
-    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:s}", "format", "llmc-optimizer", "run_id", m->run_id, "rank", "0", "world", "1",
+/* First all of m, then all of v. */
+static void fetch_moment(void *context, size_t i, float *values) {
+    const Pieces *p = context;
+    const Piece *piece = &p->pieces[i % p->n];
+    const float *from = (i < p->n ? p->model->m.p : p->model->v.p) + piece->held;
+    p->model->backend->download(p->model->backend, values, from, (piece->end - piece->begin) * sizeof(float));
+}
+
+static char *optimizer_metadata(const Pieces *p, const Ranks *ranks, const Manifest *m) {
+    char text[64], world[24];
+    snprintf(text, sizeof text, "%zu", ranks->rank);
+    snprintf(world, sizeof world, "%zu", ranks->n);
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:s}", "format", "llmc-optimizer", "run_id", m->run_id, "rank", text, "world", world,
                              "version", "1");
-    char text[64];
     snprintf(text, sizeof text, "%lld", (long long)m->step);
     json_object_set_new(root, "step", json_string(text));
-    for (size_t i = 0; i < model->layout.n_tensors; i++) {
-        const ParamTensor *t = &model->layout.tensors[i];
+    for (size_t i = 0; i < p->n; i++) {
         char key[64];
-        snprintf(key, sizeof key, "range.%s", t->name);
-        snprintf(text, sizeof text, "0 %zu", t->file_rows * t->cols);
+        snprintf(key, sizeof key, "range.%s", p->pieces[i].tensor->name);
+        snprintf(text, sizeof text, "%zu %zu", p->pieces[i].begin, p->pieces[i].end);
         json_object_set_new(root, key, json_string(text));
     }
     char *json = json_dumps(root, JSON_COMPACT);
@@ -106,20 +162,23 @@ static char *optimizer_metadata(const GPT2 *model, const Manifest *m) {
 }
 
 bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error *e) {
-    size_t n = model->layout.n_tensors;
-    StTensor *tensors = xcalloc(2 * n, sizeof *tensors);
-    for (size_t i = 0; i < 2 * n; i++) {
-        const ParamTensor *t = &model->layout.tensors[i % n]; /* NOLINT(clang-analyzer-core.DivideZero): i < 2 n */
-        size_t elements = t->file_rows * t->cols;
-        tensors[i] = (StTensor){.name = xasprintf("%c.%s", i < n ? 'm' : 'v', t->name), .dtype_name = "F32", .n_dims = 1,
+    Pieces p = pieces_held(model);
+    const Ranks ranks = model->ranks.sharded ? model->ranks : (Ranks){.n = 1};
+    StTensor *tensors = xcalloc(2 * p.n + 1, sizeof *tensors);
+    for (size_t i = 0; i < 2 * p.n; i++) {
+        const Piece *piece = &p.pieces[i % p.n]; /* NOLINT(clang-analyzer-core.DivideZero): i < 2 n */
+        size_t elements = piece->end - piece->begin;
+        tensors[i] = (StTensor){.name = xasprintf("%c.%s", i < p.n ? 'm' : 'v', piece->tensor->name), .dtype_name = "F32", .n_dims = 1,
                                 .shape = {elements}, .begin = i ? tensors[i - 1].end : 0};
         tensors[i].end = tensors[i].begin + elements * sizeof(float);
     }
-    char *metadata = optimizer_metadata(model, m);
-    bool ok = write_tensors(dir, "optimizer-0000-of-0001.safetensors", model, tensors, 2 * n, fetch_moment, metadata, m, e);
+    char *metadata = optimizer_metadata(&p, &ranks, m), *name = xasprintf("optimizer-%04zu-of-%04zu.safetensors", ranks.rank, ranks.n);
+    bool ok = !p.n || write_tensors(dir, name, tensors, 2 * p.n, fetch_moment, &p, metadata, m, e);
     free(metadata);
-    for (size_t i = 0; i < 2 * n; i++) free(tensors[i].name);
+    free(name);
+    for (size_t i = 0; i < 2 * p.n; i++) free(tensors[i].name);
     free(tensors);
+    free(p.pieces);
     return ok;
 }
 
@@ -207,10 +266,13 @@ bool optimizer_read(const OptimizerSet *set, GPT2 *model, Error *e) {
         const StTensor *moment[2];
         ok = piece_find(set, i % set->n, t, moment, &begin, &end);
         CHECK(ok, "optimizer_open accepted %s", f->path);
-        for (int k = 0; ok && k < 2 && moment[k]; k++) {
+        size_t first, last, held;
+        gpt2_held(model, t, &first, &last, &held);
+        const size_t from = begin > first ? begin : first, to = end < last ? end : last;
+        for (int k = 0; ok && k < 2 && moment[k] && from < to; k++) {
             ok = st_read_f32(f, moment[k], values, e);
-            float *to = (k ? model->v.p : model->m.p) + t->offset + begin;
-            if (ok) model->backend->upload(model->backend, to, values, (end - begin) * sizeof(float));
+            float *at = (k ? model->v.p : model->m.p) + held + (from - first);
+            if (ok) model->backend->upload(model->backend, at, values + (from - begin), (to - from) * sizeof(float));
         }
     }
     free(values);
@@ -281,7 +343,7 @@ static bool copy_tokenizer_files(const char *dir, const char *tokenizer_dir, Man
     return ok;
 }
 
-bool write_model_files(const char *dir, const GPT2 *model, const char *tokenizer_dir, Manifest *m, Error *e) {
-    return write_model_file(dir, model, m, e) && write_config_file(dir, &model->config, m, e) &&
+bool write_model_files(const char *dir, const GPT2 *model, Comm *comm, const char *tokenizer_dir, Manifest *m, Error *e) {
+    return write_model_file(dir, model, comm, m, e) && write_config_file(dir, &model->config, m, e) &&
            (!tokenizer_dir || copy_tokenizer_files(dir, tokenizer_dir, m, e));
 }

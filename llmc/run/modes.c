@@ -54,7 +54,7 @@ int run_eval(Session *s) {
     if (open_model(s, &model, &acts, e)) {
         session_print(s, s->backend->memory, s->backend->room(s->backend), stderr);
         session_print_plans(s, stderr);
-        if (evaluate(&model, &acts, &s->val, (uint64_t)s->options->val_batches, NULL, &v, e)) print_evaluation(s, &v, e);
+        if (evaluate(&model, &acts, &s->val, (uint64_t)s->options->val_batches, NULL, NULL, &v, e)) print_evaluation(s, &v, e);
     }
     return close_model(&model, &acts, e);
 }

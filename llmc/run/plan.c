@@ -2,6 +2,8 @@
 #include "device.h"
 #include "log.h"
 #include "session.h"
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Bytes by class for micro-batches of B, scratch of the ops left out; trains: with gradients, moments and what a backward needs. */
@@ -9,7 +11,7 @@ static bool plan_memory(const Session *s, const char *dtype, size_t B, bool trai
     Backend *null = null_backend_create(dtype);
     GPT2 model;
     Acts acts = {0}, val_acts = {0};
-    bool ok = gpt2_create(&model, null, &s->shape, trains, e);
+    bool ok = gpt2_create_ranks(&model, null, &s->shape, trains, s->ranks, e);
     if (ok) {
         ok = (!trains || gpt2_acts_create(&acts, &model, B, s->T, keep_by_name(s->options->recompute), true, e)) &&
              (!validates || gpt2_acts_create(&val_acts, &model, B, s->T, KEEP_NONE, false, e));
@@ -40,9 +42,20 @@ static bool batch_bytes(const Session *s, size_t B, size_t *bytes, Error *e) {
     return true;
 }
 
+/* Of all ranks, so that they choose alike. Ranks that compute in the host's memory share it. */
+static size_t least_room(const Session *s) {
+    double *rooms = xcalloc((size_t)s->comm->size, sizeof *rooms), least;
+    rooms[s->comm->rank] = (double)s->backend->room(s->backend) / (s->backend->host_memory ? s->comm->local_size : 1);
+    comm_sum(s->comm, rooms, (size_t)s->comm->size);
+    least = rooms[0];
+    for (int r = 1; r < s->comm->size; r++) least = fmin(least, rooms[r]);
+    free(rooms);
+    return (size_t)least;
+}
+
 bool plan_batch(Session *s, Error *e) {
-    size_t room = s->backend->room(s->backend), scratch = scratch_allowance(s->backend, room), spare = room / 20, kept_back = spare + scratch;
-    size_t usable = room > kept_back ? room - kept_back : 0, samples = (size_t)s->options->total_batch / s->T, bytes;
+    size_t room = least_room(s), scratch = scratch_allowance(s->backend, room), spare = room / 20, kept_back = spare + scratch;
+    size_t usable = room > kept_back ? room - kept_back : 0, samples = (size_t)s->options->total_batch / s->T / s->ranks.n, bytes;
     const Dataset *data = s->options->eval_only ? &s->val : &s->train;
     size_t low = 0, high = samples ? samples : data->n_windows < (1u << 20) ? (size_t)data->n_windows : 1u << 20;
     while (low < high) {               /* low fits, high + 1 does not */
@@ -69,14 +82,10 @@ bool plan_batch(Session *s, Error *e) {
 int run_dry(Session *s) {
     Error e = {0};
     const Config *o = s->options;
-    size_t world = (size_t)o->processes, memory[MEM_CLASS_COUNT];
+    size_t memory[MEM_CLASS_COUNT];
     bool val = s->val.n_shards > 0 || !o->data || data_is_text(o->data) || o->val;
     if (!plan_memory(s, device_planned(o, s->backend_line), s->B, true, val, memory, &e)) return error_print(&e);
-    /* ZeRO-1: a rank holds its slice of the moments and, where they are apart from the weights, of the master weights. */
-    memory[MEM_OPTIMIZER] = (memory[MEM_OPTIMIZER] + world - 1) / world;
-    memory[MEM_MASTER] = (memory[MEM_MASTER] + world - 1) / world;
-    printf("plan (nothing is allocated%s; scratch of the ops comes on top):\n", world > 1 ? "; memory is per rank, with ZeRO-1" : "");
+    printf("plan (nothing is allocated%s; scratch of the ops comes on top):\n", s->ranks.n > 1 ? "; memory is of one rank" : "");
     session_print(s, memory, SIZE_MAX, stdout);
-    if (world > 1) printf("  %-16s %zu\n", "ranks", world);
     return EXIT_OK;
 }

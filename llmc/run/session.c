@@ -1,6 +1,7 @@
 /* Settles what a run is made of; prints it as a table. */
 #include "session.h"
 #include "../base/io.h"
+#include "../dist/zero.h"
 #include "log.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -68,7 +69,9 @@ static bool settle_device(Session *s, Error *e) {
     if (o->dry_run) return device_planned(o, s->backend_line) != NULL;
     if (o->plan_file) s->plan_file = xstrdup(o->plan_file);
     else if (!o->eval_only && !o->generate) s->plan_file = path_join(o->out, "matmul_plans.txt");
-    return (s->backend = device_open(o, s->plan_file, s->backend_line, e)) != NULL;
+    s->backend = s->device = device_open(o, s->plan_file, s->backend_line, e);
+    if (s->backend && s->comm->size > 1) s->backend = zero_backend_create(s->device, s->comm, strcmp(o->reduce_dtype, "bf16") == 0 ? WIRE_BF16 : WIRE_FLOAT32);
+    return s->backend != NULL;
 }
 
 /* The vocabulary, once a tokenizer is known (before any text is tokenized, where it is given) or is known not to be. */
@@ -96,9 +99,9 @@ static bool settle_vocabulary(Session *s, Error *e) {
 /* Micro-batch and total batch; needs no data. */
 static bool settle_batch(Session *s, Error *e) {
     const Config *o = s->options;
-    size_t T = s->T, B = s->B, unit = B * T * (size_t)o->processes, total = o->total_batch ? (size_t)o->total_batch : unit;
+    size_t T = s->T, B = s->B, unit = B * T * s->ranks.n, total = o->total_batch ? (size_t)o->total_batch : unit;
     char ranks[40] = "";
-    if (o->processes > 1) snprintf(ranks, sizeof ranks, " x --processes %lld", (long long)o->processes);
+    if (s->ranks.n > 1) snprintf(ranks, sizeof ranks, " x %zu processes", s->ranks.n);
     if ((double)B * (double)T * (double)s->shape.C * (double)s->shape.L > 1e15)
         return fail(e, EXIT_USAGE, "--batch %zu of %zu tokens needs more memory than any machine has for %zu layers of %zu channels; give a smaller --batch",
                     B, T, s->shape.L, s->shape.C);
@@ -128,7 +131,7 @@ static bool settle_length(Session *s, Error *e) {
 /* One process a run directory: two writers would mix their token files and checkpoints. */
 static bool take_lock(Session *s, Error *e) {
     const Config *o = s->options;
-    if (o->dry_run || o->eval_only || o->generate) return true;
+    if (o->dry_run || o->eval_only || o->generate || s->comm->rank) return true;
     if (!dir_create(o->out, e)) return fail_in(e, "--out %s", o->out);
     char *path = path_join(o->out, "lock");
     s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -139,20 +142,39 @@ static bool take_lock(Session *s, Error *e) {
     return ok;
 }
 
-bool session_open(Session *s, const Config *options, Error *e) {
-    *s = (Session){.options = options, .lock = -1};
-    bool choose = !options->batch && !options->generate; /* the micro-batch, once the vocabulary is known */
+/* The micro-batch can be chosen once the vocabulary is known. */
+static bool chooses_batch(const Session *s) { return !s->options->batch && !s->options->generate; }
+
+/* What needs no other rank. */
+static bool open_here(Session *s, Error *e) {
+    const Config *options = s->options;
     s->B = options->batch ? (size_t)options->batch : 1;
-    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_device(s, e) && (choose || settle_batch(s, e)) &&
-           (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) && (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e) &&
-           (!choose || (plan_batch(s, e) && settle_batch(s, e))) && settle_length(s, e);
+    return settle_init_from(s, e) && settle_tokenizer(s, e) && settle_shape(s, e) && settle_device(s, e) && (chooses_batch(s) || settle_batch(s, e)) &&
+           (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) && (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e);
+}
+
+static bool open_together(Session *s, Error *e) {
+    return (!chooses_batch(s) || (plan_batch(s, e) && settle_batch(s, e))) && settle_length(s, e);
+}
+
+/* Rank 0 first: it takes the lock and makes token files, which the others then find. */
+bool session_open(Session *s, const Config *options, Comm *comm, Error *e) {
+    size_t n = options->dry_run ? (size_t)options->processes : (size_t)comm->size;
+    *s = (Session){.options = options, .comm = comm, .lock = -1, .ranks = {.rank = (size_t)comm->rank, .n = n, .sharded = n > 1 && strcmp(options->zero, "0") != 0}};
+    comm->phase(comm, "start", -1, 10 * options->timeout);
+    if (!comm_agree(comm, comm->rank || open_here(s, e), e)) return false;
+    ranks_silent(comm, true);
+    bool ok = comm_agree(comm, !comm->rank || open_here(s, e), e) && open_together(s, e);
+    ranks_silent(comm, false);
+    return comm_agree(comm, ok, e);
 }
 
 void session_close(Session *s) {
     if (s->train.n_shards) dataset_close(&s->train);
     if (s->val.n_shards) dataset_close(&s->val);
     if (s->tokenizer) tokenizer_free(s->tokenizer);
-    if (s->backend) s->backend->destroy(s->backend);
+    if (s->backend && s->backend != s->device) s->backend->destroy(s->backend);
+    if (s->device) s->device->destroy(s->device);
     free(s->plan_file);
     free(s->init_from);
     free(s->tokenizer_dir);
@@ -204,8 +226,11 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], size_
     print_data(s, out);
     if (!s->options->eval_only) {
         size_t tokens = s->samples_per_step * s->T;
-        snprintf(text, sizeof text, "%zu tokens a step: micro-batch %zu x %zu tokens, %zu accumulated", tokens, s->B, s->T, s->n_micro);
+        int length = snprintf(text, sizeof text, "%zu tokens a step: micro-batch %zu x %zu tokens, %zu accumulated", tokens, s->B, s->T, s->n_micro);
+        if (s->ranks.n > 1) snprintf(text + length, sizeof text - (size_t)length, ", %zu ranks", s->ranks.n);
         row(out, "batch", text);
+        snprintf(text, sizeof text, "%zu%s%s, AdamW's state %s", s->ranks.n, s->comm->size > 1 ? " over " : "", s->comm->size > 1 ? s->comm->name : "", s->ranks.sharded ? "in parts (ZeRO-1); memory is of one rank" : "whole on each");
+        if (s->ranks.n > 1) row(out, "ranks", text);
         format_count(n, (double)tokens * (double)s->schedule.steps);
         int used = snprintf(text, sizeof text, "%lld, %s tokens", (long long)s->schedule.steps, n);
         if (s->train.n_shards)

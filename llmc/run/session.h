@@ -7,6 +7,7 @@
 #include "checkpoint.h"
 #include "config.h"
 #include "device.h"
+#include "ranks.h"
 #include "schedule.h"
 #ifdef __cplusplus
 extern "C" {
@@ -14,10 +15,13 @@ extern "C" {
 
 typedef struct {
     const Config *options;
+    Comm *comm;               /* the ranks of the run; not the session's own */
+    Ranks ranks;              /* the same as numbers; with --dry-run those that are planned for */
     char *init_from;          /* options->init_from, a run directory replaced by its newest checkpoint; or NULL */
     Tokenizer *tokenizer;     /* NULL: unknown */
     char *tokenizer_dir;      /* where it was loaded from */
     Backend *backend;         /* NULL with --dry-run */
+    Backend *device;          /* what backend wraps where there are several ranks, else NULL */
     char backend_line[DEVICE_LINE]; /* what it is, for the start-up table */
     char *plan_file;          /* CudaOptions, or NULL */
     int lock;                 /* descriptor whose lock keeps other processes out of the run directory; -1: none */
@@ -31,7 +35,7 @@ typedef struct {
 } Session;
 
 /* Settles tokenizer, token files (text is tokenized into RUN/data, once), model shape, batch and steps. Messages on stderr tell what was decided. */
-bool session_open(Session *s, const Config *options, Error *e);
+bool session_open(Session *s, const Config *options, Comm *comm, Error *e); /* all ranks together; one failure is all ranks' */
 void session_close(Session *s);
 
 /* The start-up table: model, parameters, FLOPs per token, memory by class, data, batch, steps. memory: bytes by MemClass; room: bytes that are

@@ -241,6 +241,7 @@ Backend *tee_backend_create(Backend *first, Backend *second, double tolerance, F
     b->plan_end = tee_plan_end;
     b->mark = tee_mark;
     b->sync = tee_sync;
+    b->host_memory = false;   /* there are two of it */
     b->destroy = tee_destroy;
     tee->second = second;
     tee->tolerance = tolerance;

@@ -71,7 +71,7 @@ void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(B
     w->run = run_op;
     w->backend = (Backend){
         .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .gelu_rounds_first = inner->gelu_rounds_first,
-        .device = inner->device, .peak_flops = inner->peak_flops, .inner = inner,
+        .device = inner->device, .peak_flops = inner->peak_flops, .host_memory = inner->host_memory, .inner = inner,
         .alloc = wrapper_alloc, .release = wrapper_release, .upload = wrapped_upload, .download = wrapped_download,
         .fill_zero = wrapped_fill_zero, .room = wrapped_room, .post = wrapped_post, .collect = wrapped_collect, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
         .plan_end = wrapper_plan_end, .mark = wrapper_mark, .replay = wrapper_replay, .record_end = wrapper_record_end, .sync = wrapper_sync,

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# One model trained by several processes, from outside: our own launcher, mpirun where it is installed, torchrun's variables by hand; and the promises
+# that only whole processes show (P8, P10, P11, P21, P22, P23, P24).
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
+work=$(mktemp -d "${TMPDIR:-/tmp}/llmc ranks.XXXXXX") # with a space in its path, on purpose
+trap 'rm -rf "$work"' EXIT
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}handle_segv=0:handle_abort=0" # a crash is to be one
+passed=0 failed=0 skipped=0 name=
+test_case() { name=$1; bad=0; }
+expect() { local what=$1; shift; "$@" || { bad=1; echo "FAILED $name: $what"; }; }
+done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -12 "$work/log" 2>/dev/null; fi; }
+says() { grep -qE -- "$1" "$work/log"; }
+run() { # CODE COMMAND...: its output in $work/log
+    local want=$1 got; shift
+    timeout 120 "$@" >"$work/log" 2>&1; got=$?
+    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: ${*:2}"; }
+}
+losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl" | sort -n -u; }
+close_losses() { # A B: the same steps, losses within 1e-5
+    paste -d' ' <(losses "$1") <(losses "$2") | awk 'NF != 6 || $1 != $4 || ($2 - $5) ^ 2 > 1e-10 {bad = 1} END {exit !NR || bad}'
+}
+tensor_hash() { # all tensors of a checkpoint, without the files' headers, which hold the run's id
+    local f n
+    for f in "$1"/*.safetensors; do n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"; done | sha256sum
+}
+gone() { ! pgrep -f -- "--out $work/" >/dev/null || { sleep 1; ! pgrep -f -- "--out $work/" >/dev/null; }; }
+
+awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
+  for (i = 0; i < 3000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
+"$train" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 0 >"$work/log" 2>&1 ||
+    "$train" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 1 >"$work/log" 2>&1
+small=(--data "$work/prepared/data/train.bin" --val "$work/prepared/data/val.bin" --tokenizer "$work/prepared/data/tokenizer" --layers 2 --channels 32 --heads 2 --seq-len 32
+    --total-batch 768 --val-every 10 --val-batches 4 --save-every 10 --lr 3e-3 --steps 30)
+
+test_case one_process
+run 0 "$train" "${small[@]}" --out "$work/one" --batch 4
+done_case
+
+test_case P10_ranks_of_our_own_launcher
+for n in 2 3 4 8; do
+    run 0 "$train" "${small[@]}" --out "$work/by $n" --batch $((n == 8 ? 3 : 2)) --processes $n
+    expect "$n: losses of one process" close_losses "$work/one" "$work/by $n"
+    expect "$n: one process speaks" test "$(grep -c 'step 30/30' "$work/log")" -eq 1
+    expect "$n: the table says so" says "ranks +$n over tcp, AdamW's state in parts \(ZeRO-1\)"
+    expect "$n: files of all ranks" test "$(ls "$work/by $n"/step_00000030/optimizer-*-of-000$n.safetensors | wc -l)" -eq $n
+done
+done_case
+
+test_case zero_0_has_the_same_bits
+run 0 "$train" "${small[@]}" --out "$work/whole" --batch 2 --processes 4 --zero 0
+expect "losses" cmp -s <(losses "$work/by 4") <(losses "$work/whole")
+expect "weights" cmp -s "$work/by 4/step_00000030/vocab.json" "$work/whole/step_00000030/vocab.json"
+expect "one optimizer file" test -f "$work/whole/step_00000030/optimizer-0000-of-0001.safetensors"
+done_case
+
+test_case text_is_prepared_once
+run 0 "$train" --data "$work/text.txt" --out "$work/text" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 2 --processes 3 --batch auto --total-batch 1152 --sample-every 2 \
+    --sample-tokens 4 --recompute block --rank-logs "$work/logs"
+expect "a sample" says 'sample at step 2'
+expect "logs of the others" test -s "$work/logs/rank-0002.log"
+expect "they hold what rank 0 says" grep -q 'step 2/2' "$work/logs/rank-0002.log"
+done_case
+
+# Whichever rank dies, and how: all end, the launcher names it last, and the same command goes on to the bit.
+test_case P22_P8_a_dead_rank_ends_all_and_the_run_goes_on
+while read -r fault code words; do
+    rm -rf "$work/killed"
+    LLMC_FAULT=$fault run "$code" "$train" "${small[@]}" --out "$work/killed" --batch 2 --processes 4
+    expect "$fault: the cause is said last (/$words/)" grep -qE "$words" <(tail -1 "$work/log")
+    expect "$fault: no orphans" gone
+    run 0 "$train" "${small[@]}" --out "$work/killed" --batch 2 --processes 4
+    expect "$fault: same losses" cmp -s <(losses "$work/by 4") <(losses "$work/killed")
+    expect "$fault: same tensors" test "$(tensor_hash "$work/by 4/step_00000030")" = "$(tensor_hash "$work/killed/step_00000030")"
+done <<'CASES'
+kill@step=17,rank=2 137 rank 2 .*SIGKILL
+segv@step=13,rank=0 139 rank 0 .*SIGSEGV
+abort@micro=1,rank=3 134 rank 3 .*SIGABRT
+kill@io=6,rank=1 137 rank 1 .*SIGKILL
+CASES
+done_case
+
+test_case P21_a_stuck_rank_is_named
+LLMC_FAULT=stop@step=12,rank=1 run 6 "$train" "${small[@]}" --out "$work/stuck" --batch 2 --processes 3 --timeout 2
+expect "who waits, for whom, where" says 'rank [02]: no progress .* in (reduce_scatter|all_reduce|all_gather) .* during training, step 12; I wait for rank 1'
+expect "no orphans" gone
+done_case
+
+# A signal to one rank, at any moment: all save the same step.
+test_case P24_a_signal_to_one_rank_stops_all
+for at in step=5 step=20; do
+    rm -rf "$work/stopped"
+    LLMC_FAULT=term@$at,rank=2 run 75 "$train" "${small[@]}" --out "$work/stopped" --batch 2 --processes 4
+    expect "$at: it is saved" says 'stopped by a signal to another rank after step [0-9]+, saved'
+    run 0 "$train" "${small[@]}" --out "$work/stopped" --batch 2 --processes 4
+    expect "$at: same losses" cmp -s <(losses "$work/by 4") <(losses "$work/stopped")
+    expect "$at: same tensors" test "$(tensor_hash "$work/by 4/step_00000030")" = "$(tensor_hash "$work/stopped/step_00000030")"
+done
+done_case
+
+test_case a_signal_to_the_launcher_stops_all
+"$train" "${small[@]}" --out "$work/signalled" --batch 2 --processes 3 --steps 100000 >"$work/log" 2>&1 &
+pid=$!
+for _ in $(seq 300); do grep -q 'step *12/' "$work/log" && break; sleep 0.1; done
+kill -TERM "$pid"; wait "$pid"; code=$?
+expect "exit code 75, found $code" test "$code" -eq 75
+expect "saved" says 'stopped by signal 15 after step'
+expect "no orphans" gone
+done_case
+
+test_case P11_another_number_of_processes_goes_on
+for n in 1 3; do
+    rm -rf "$work/other"; mkdir "$work/other"; cp -r "$work/by 4/step_00000010" "$work/other/"
+    run 0 "$train" "${small[@]}" --out "$work/other" --batch 2 --processes $n
+    expect "$n: losses" awk 'NR == FNR {a[$1] = $2; next} ($2 - a[$1]) ^ 2 > 1e-10 {bad = 1} END {exit !FNR || bad}' <(losses "$work/by 4") <(losses "$work/other")
+    expect "$n: resumed" says 'resuming from .*step_00000010'
+done
+done_case
+
+test_case an_error_is_said_once
+run 2 "$train" "${small[@]}" --out "$work/x" --batch 5 --processes 4
+expect "once" test "$(grep -c '^error: --total-batch' "$work/log")" -eq 1
+expect "and which rank ended first" grep -q '^error: rank [0-3] of 4 ended with exit code 2' <(tail -1 "$work/log")
+expect "the processes are in the sum" says '4 processes'
+run 2 "$train" --generate --init-from "$work/one" --processes 2
+expect "no generation by several" says 'runs in one process'
+cp "$work/prepared/data/train.bin" "$work/bad.bin"
+printf '\377\377' | dd of="$work/bad.bin" bs=1 seek=40000 conv=notrunc status=none
+run 3 "$train" "${small[@]}" --data "$work/bad.bin" --out "$work/bad" --batch 2 --processes 4 --epochs 3 --steps 0
+expect "the rank, the file, the offset" says '^error: (rank [123]: )?.*bad.bin: byte 40000'
+done_case
+
+test_case a_broken_disk_costs_no_checkpoint
+LLMC_FAULT='errno=ENOSPC@io=8,rank=2' run 8 "$train" "${small[@]}" --out "$work/full" --batch 2 --processes 3
+expect "which rank" says 'rank 2'
+expect "what" says 'No space left'
+run 0 "$train" "${small[@]}" --out "$work/full" --batch 2 --processes 3
+expect "same losses" cmp -s <(losses "$work/by 3") <(losses "$work/full")
+done_case
+
+# torchrun's variables, each rank started by hand.
+free_port() { local p; for p in $(seq 20000 60000 | shuf -n 50); do (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || { echo "$p"; return; }; done; }
+test_case ranks_by_torchruns_variables
+port=$(free_port)
+for r in 1 0; do
+    RANK=$r WORLD_SIZE=2 LOCAL_RANK=$r LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout 60 "$train" "${small[@]}" --out "$work/torch" --batch 2 >"$work/log$r" 2>&1 & pids[r]=$!
+done
+for r in 0 1; do wait "${pids[r]}"; expect "rank $r ends well" test $? -eq 0; done
+expect "same losses" cmp -s <(losses "$work/by 2") <(losses "$work/torch")
+expect "rank 1 is silent" test ! -s "$work/log1"
+done_case
+
+test_case P23_ranks_that_differ_do_not_start
+port=$(free_port)
+for r in 0 1; do
+    RANK=$r WORLD_SIZE=2 LOCAL_RANK=$r LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout 60 "$train" "${small[@]}" --out "$work/differ" --batch 2 --lr 1e-${r} >"$work/log$r" 2>&1 & pids[r]=$!
+done
+for r in 0 1; do wait "${pids[r]}"; expect "rank $r: exit code 2" test $? -eq 2; done
+cat "$work/log0" "$work/log1" >"$work/log"
+expect "which option" says 'lr'
+done_case
+
+if command -v mpirun >/dev/null; then
+    test_case ranks_by_mpirun
+    run 0 mpirun --allow-run-as-root --oversubscribe -n 3 "$train" "${small[@]}" --out "$work/mpi" --batch 2
+    expect "same losses" cmp -s <(losses "$work/by 3") <(losses "$work/mpi")
+    expect "one process speaks" test "$(grep -c 'step 30/30' "$work/log")" -eq 1
+    expect "the meeting file is gone" test -z "$(find "$work/mpi" -name 'meeting*')"
+    done_case
+else skipped=$((skipped + 1)); echo "skipped ranks_by_mpirun: mpirun is not installed"; fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

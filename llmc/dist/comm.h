@@ -1,0 +1,53 @@
+/* How the ranks of a run talk to each other. A Comm is a value, like a Backend: rank, size and collective operations on host memory.
+ * Every rank calls the same operations in the same order. Each is queued, runs behind those before it on a thread of the communicator, and
+ * returns a ticket at once; its memory is the communicator's until comm_wait(ticket) returns. Sums are in the order of ranks, 0 first, in
+ * the type of the data: the same bits on every rank, every time.
+ * An operation does not fail to its caller: when a peer is gone (EXIT_PEER), stuck for longer than the limit, or in another operation (EXIT_HANG),
+ * the communicator says on standard error which rank, which operation and in which phase, and ends the process: what a run must keep is in its
+ * checkpoints. Transports: alone (size 1, nothing to do), tcp (a mesh of sockets between all ranks). */
+#ifndef LLMC_DIST_COMM_H
+#define LLMC_DIST_COMM_H
+#include "../base/error.h"
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct Comm Comm;
+typedef uint64_t CommTicket;           /* 0: nothing to wait for */
+typedef enum { WIRE_FLOAT32, WIRE_BF16 /* rounded to nearest even on the way; summed in float32 */ } Wire;
+struct Comm {
+    const char *name;                  /* "alone", "tcp" */
+    int rank, size;                    /* of this process; of all */
+    int local_rank, local_size;        /* among those of this machine */
+    /* data (n) holds size parts of n / size elements (size divides n): afterwards part `rank` is the sum of all ranks' part `rank`; the other
+     * parts are as they were. */
+    CommTicket (*reduce_scatter)(Comm *, float *data, size_t n, Wire wire);
+    /* data (bytes) holds size parts, of which this rank has part `rank`: afterwards all of them. size divides bytes. */
+    CommTicket (*all_gather)(Comm *, void *data, size_t bytes);
+    CommTicket (*all_reduce)(Comm *, double *data, size_t n);   /* sums; for a few numbers: each rank sends all to all */
+    CommTicket (*broadcast)(Comm *, void *data, size_t bytes, int root);
+    void (*wait)(Comm *, CommTicket);  /* all operations up to this one are done */
+    /* What the rank is doing, for the message of a peer that waits for it, and how long an operation may take from here on, in seconds. The
+     * text must outlive the communicator or the next call. */
+    void (*phase)(Comm *, const char *text, int64_t step, double limit);
+    void (*destroy)(Comm *);           /* waits for what is queued; no barrier */
+};
+
+/* ---- conveniences over the above; all ranks call them, and they are complete on return ------------------------------- */
+void comm_sum(Comm *c, double *data, size_t n);
+void comm_barrier(Comm *c);
+/* True when every rank says ok. Else false on all, with *e the error of the lowest rank that is not ("rank 3: ..." in front of it where that is
+ * another rank). */
+bool comm_agree(Comm *c, bool ok, Error *e);
+/* The texts of all ranks, on rank 0 alone (elsewhere NULL): size strings, each to be freed, as is the array. */
+char **comm_gather_texts(Comm *c, const char *text);
+/* Rank `root`'s text on every rank, to be freed. NULL stays NULL. */
+char *comm_broadcast_text(Comm *c, const char *text, int root);
+
+Comm *comm_alone(void);                /* size 1; destroy frees it */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
