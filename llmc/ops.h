@@ -44,7 +44,7 @@ typedef struct StepState {
     /* accumulated and decided by ops */
     double loss_sum;          /* += by loss_sum */
     double sum_squares;       /* += by sum_squares */
-    double stop;              /* written by the host: 1 asks for an end after this step; with several ranks the sum of all, once it is decided */
+    double wishes;            /* written by the host: WISH_ of this rank, added; with several ranks the sum of all, once it is decided */
     float loss;               /* mean loss of the step */
     float grad_norm;          /* global norm before clipping */
     float grad_scale;         /* what adamw multiplies gradients by: 1 or grad_clip / grad_norm */
@@ -52,6 +52,7 @@ typedef struct StepState {
     int64_t updates;          /* updates applied so far; AdamW's t is updates after this one. Part of a checkpoint */
 } StepState;
 enum { ROUND_NEAREST = 0, ROUND_STOCHASTIC = 1 };
+enum { WISH_STOP = 1, WISH_SAVE = 1 << 20 };  /* an end after this step; a checkpoint: exact in a sum over fewer than 2^20 ranks */
 enum { SKIP_NONE = 0, SKIP_NONFINITE = 1, SKIP_LOSS = 2, SKIP_NORM = 3 };
 
 /* ---- argument structs, in the order of a training step ---------------------------------------------------------- */
@@ -286,12 +287,16 @@ typedef struct {
     char throttle_text[100];  /* the reasons that slow the device down, in words; "" : none */
     int64_t ecc_uncorrected;  /* errors since the last reset; -1: not known */
 } DeviceHealth;
+/* A piece of host memory that a device copies to and from by itself (pinned, where that means something), with one fetch and one bring at a time. */
+typedef struct { char *host; size_t bytes; } Staging;
 struct Backend {
     const char *name;         /* "cpu", "cuda", ... ; a wrapper: "trace(cpu)" */
     const char *dtype;        /* compute type of Act and Par: "fp32", "bf16" */
     size_t elem_bytes;        /* of an Act or Par element */
     bool gelu_rounds_first;   /* see LinearForward */
     const char *device;       /* what it runs on, for people: "NVIDIA H200"; NULL: nothing to say */
+    const char *device_id;    /* which one, of all in the world; NULL: the host */
+    int device_count;         /* how many such devices this process sees; 0: the host */
     double peak_flops;        /* dense products a second of the compute type that the device is sold with; 0: not known */
     bool host_memory;         /* the host may read and write what alloc gives, between ops */
     Backend *inner;           /* what a wrapper wraps, else NULL */
@@ -309,6 +314,22 @@ struct Backend {
      * returns; collect waits for that copy alone. Slots 0 and 1 are independent; at most POST_BYTES. */
     void (*post)(Backend *, int slot, const void *from, size_t bytes);
     void (*collect)(Backend *, int slot, void *to_host, size_t bytes);
+    /* Copies beside the ops. fetch queues host[at, at + bytes) = from behind everything issued so far; the ops issued after it do not wait for it
+     * and may not write `from` before fetch_wait has returned, which waits for that copy alone and is for any thread. bring queues
+     * to = host[at, at + bytes) behind the newest fetch of that staging, which has been waited for, but beside the ops that were issued
+     * since: none of them may touch `to`; ops issued from here on wait for it. It reads host until the next fetch_wait, or sync, has returned. */
+    Staging *(*staging_create)(Backend *, const char *what, size_t bytes, Error *e); /* EXIT_DATA: no memory */
+    void (*staging_destroy)(Backend *, Staging *);                                    /* waits for its copies; NULL: nothing */
+    void (*fetch)(Backend *, Staging *, size_t at, const void *from, size_t bytes);
+    void (*fetch_wait)(Backend *, Staging *);
+    void (*bring)(Backend *, void *to, Staging *, size_t at, size_t bytes);
+    /* The device's own queue beside the ops, for communication between devices; NULL, all four, where there is none. side_begin: what is put into it from
+     * here on is behind everything issued so far; returns it (a cudaStream_t). side_call: the host calls fn(arg) when the queue gets there; fn uses no
+     * device. side_end names what was put into it so far, by a small number; side_wait: ops issued from here on wait for that. The host waits for nothing. */
+    void *(*side_begin)(Backend *);
+    void (*side_call)(Backend *, void (*fn)(void *arg), void *arg);
+    void (*side_end)(Backend *, size_t marker);
+    void (*side_wait)(Backend *, size_t marker);
     size_t (*attention_saved_bytes)(Backend *, size_t B, size_t T, size_t H, size_t D);
 
     /* ops */
@@ -344,6 +365,7 @@ typedef struct {
     bool fuse_gelu;           /* the library's fused GELU epilogue may be used where it is faster (gelu_rounds_first is then false) */
     bool graphs;              /* replay may record */
     int ordinal;              /* which GPU of those that are visible */
+    bool wrap;                /* counted round: ordinal modulo their number */
 } CudaOptions;
 Backend *cuda_backend_create(const CudaOptions *options, Error *e); /* builds with LLMC_CUDA; EXIT_USAGE: no driver, no GPU, too old */
 Backend *emu_backend_create(const CudaOptions *options, Error *e);  /* test builds with LLMC_EMU: the same sources on a CPU */
@@ -351,6 +373,8 @@ Backend *null_backend_create(const char *dtype);             /* "fp32", "bf16": 
 Backend *count_backend_create(Backend *inner);               /* calls per op: backend_counts */
 Backend *trace_backend_create(Backend *inner, const char *path, Error *e); /* Chrome trace events; EXIT_STORAGE */
 Backend *tee_backend_create(Backend *first, Backend *second, double tolerance, FILE *report); /* runs both, compares */
+/* A stretch of time on a row of its own, from any thread; seconds as seconds_now gives them; texts that outlive the trace. */
+void trace_backend_span(Backend *trace, const char *row, const char *name, size_t unit, double begin, double end);
 void trace_backend_summary(Backend *trace, FILE *out);       /* table of time per op; destroy prints it on stderr */
 const uint64_t *count_backend_calls(const Backend *count);   /* OP_COUNT numbers */
 /* Differences found so far: elements beyond |a-b| <= tolerance * (1 + |b|), and NaN in one or both. */

@@ -59,7 +59,7 @@ static void begin_step(Trainer *trainer, const StepParams *p, size_t n_micro) {
     StepState s = {.lr = p->lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps, .weight_decay = p->weight_decay,
                    .grad_clip = p->grad_clip, .loss_limit = p->loss_limit, .norm_limit = p->norm_limit,
                    .loss_rows = (double)n_micro * (double)(trainer->acts->B * trainer->acts->T) * (double)trainer->model->ranks.n, .seed = p->seed,
-                   .step = p->step, .rounding = p->rounding, .stop = p->stop};
+                   .step = p->step, .rounding = p->rounding, .wishes = p->stop * WISH_STOP + p->save * WISH_SAVE};
     be->upload(be, trainer->state.p, &s, offsetof(StepState, updates));
 }
 
@@ -102,7 +102,8 @@ StepResult train_result(Trainer *trainer) {
     StepState s;
     CHECK(trainer->collected < trainer->issued, "no step to collect");
     be->collect(be, (int)(trainer->collected++ % POST_SLOTS), &s, sizeof s);
-    return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates, .stop = (int)s.stop};
+    return (StepResult){.loss = s.loss, .grad_norm = s.grad_norm, .skip = s.skip, .updates = s.updates,
+                        .stop = (int)((int64_t)s.wishes % WISH_SAVE), .save = (int)((int64_t)s.wishes / WISH_SAVE)};
 }
 
 StepResult train_step(Trainer *trainer, const StepParams *params, size_t n_micro, MicroBatchFn next, void *context) {

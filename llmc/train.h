@@ -13,7 +13,7 @@ typedef struct {
     uint64_t seed;
     int64_t step;
     int rounding;                  /* a ROUND_ value */
-    bool stop;                     /* this rank asks for an end */
+    bool stop, save;               /* this rank asks for an end; for a checkpoint */
 } StepParams;
 
 /* What came of it. */
@@ -21,7 +21,7 @@ typedef struct {
     float loss, grad_norm;
     int skip;                      /* SKIP_ value */
     int64_t updates;               /* applied so far */
-    int stop;                      /* ranks that asked for an end: the same on all */
+    int stop, save;                /* ranks that asked for an end, for a checkpoint: the same on all */
     bool given_up;                 /* a micro-batch was not to be had: no weight, moment or count has changed; the rest is 0 */
 } StepResult;
 

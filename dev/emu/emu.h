@@ -136,12 +136,13 @@ struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
     size_t totalGlobalMem, sharedMemPerBlockOptin;
+    struct { char bytes[16]; } uuid;
 };
 typedef struct Stream *cudaStream_t;
 typedef struct Event *cudaEvent_t;
 typedef struct Graph *cudaGraph_t;
 typedef struct Graph *cudaGraphExec_t;
-cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaGetDeviceCount(int *count);                         /* LLMC_EMU_GPUS, default 1: one is like another, and none is shared */
 cudaError_t cudaSetDevice(int ordinal);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes); /* LLMC_EMU_MEMORY bytes in all, default 4 GiB */
@@ -152,6 +153,7 @@ cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*fn)(void *), void *arg);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);

@@ -3,11 +3,17 @@
 #include "inside.h"
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <vector>
 
 namespace emu {
+
+/* Any thread may call; one at a time is inside, with all that it runs. */
+static std::recursive_mutex inside;
+#define ONE_AT_A_TIME std::lock_guard<std::recursive_mutex> alone(inside)
 
 /* ---- the order of work ---------------------------------------------------------------------------------------------------------- */
 typedef std::function<void()> Work;
@@ -43,6 +49,7 @@ static void push(Stream *s, Work work) {
 }
 
 void enqueue(cudaStream_t stream, std::function<void()> work, double seconds, std::function<void()> timed) {
+    ONE_AT_A_TIME;
     Stream *s = stream_of(stream);
     push(s, [=]() {
         device_clock += seconds;
@@ -84,11 +91,18 @@ static size_t device_total() {
     return s ? (size_t)strtoull(s, nullptr, 10) : (size_t)4 << 30;
 }
 
-cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaSetDevice(int ordinal) { return ordinal ? cudaErrorInvalidValue : cudaSuccess; }
+static int device_count() {
+    const char *s = getenv("LLMC_EMU_GPUS");
+    return s ? atoi(s) : 1;
+}
+cudaError_t cudaGetDeviceCount(int *count) { return *count = device_count(), *count ? cudaSuccess : cudaErrorNoDevice; }
+cudaError_t cudaSetDevice(int ordinal) { return ordinal < 0 || ordinal >= device_count() ? cudaErrorInvalidValue : cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int ordinal) {
-    if (ordinal) return cudaErrorInvalidValue;
+    ONE_AT_A_TIME;
+    if (ordinal < 0 || ordinal >= device_count()) return cudaErrorInvalidValue;
     memset(p, 0, sizeof *p);
+    gethostname(p->uuid.bytes, sizeof p->uuid.bytes - 1);
+    p->uuid.bytes[15] = (char)ordinal;
     snprintf(p->name, sizeof p->name, "emulated GPU");
     p->major = 9, p->multiProcessorCount = 4; /* few: loops over the grid take more than one round in small tests */
     p->totalGlobalMem = device_total();
@@ -96,11 +110,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int ordinal) {
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+    ONE_AT_A_TIME;
     *total = device_total();
     *free_bytes = *total > device_used ? *total - device_used : 0;
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t bytes) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     *p = nullptr;
     if (bytes > device_total() || device_used > device_total() - bytes) return cudaErrorMemoryAllocation;
@@ -112,6 +128,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaFree(void *p) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     if (!p) return cudaSuccess;
     cudaDeviceSynchronize();
@@ -123,6 +140,7 @@ cudaError_t cudaFree(void *p) {
     return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     if (posix_memalign(p, 4096, bytes ? bytes : 1)) return cudaErrorMemoryAllocation;
     memset(*p, 0xFF, bytes);
@@ -130,6 +148,7 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     if (!p) return cudaSuccess;
     cudaDeviceSynchronize();
@@ -140,6 +159,7 @@ cudaError_t cudaFreeHost(void *p) {
 
 /* Pinned host memory is read and written when the stream gets there; other memory at once, as CUDA does. */
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    ONE_AT_A_TIME;
     Stream *s = stream_of(stream);
     if (!bytes) return cudaSuccess;
     if (kind != cudaMemcpyDeviceToHost && !is_within(device_memory, to, bytes)) return cudaErrorInvalidValue;
@@ -160,6 +180,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) {
+    ONE_AT_A_TIME;
     if (!is_within(device_memory, p, bytes)) return cudaErrorInvalidValue;
     if (bytes) enqueue(stream, [=]() { memset(p, value, bytes); });
     return cudaSuccess;
@@ -167,11 +188,14 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t strea
 
 /* ---- streams, events, graphs ---------------------------------------------------------------------------------------------------- */
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    ONE_AT_A_TIME;
     *stream = new Stream{};
     streams.push_back(*stream);
     return cudaSuccess;
 }
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*fn)(void *), void *arg) { return enqueue(stream, [=]() { fn(arg); }), cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    ONE_AT_A_TIME;
     if (s->capture) return refused();
     drain(s, nullptr);
     for (size_t i = 0; i < streams.size(); i++)
@@ -180,11 +204,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     drain(stream_of(s), nullptr);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     drain(&default_stream, nullptr);
     for (Stream *s : streams) drain(s, nullptr);
@@ -193,6 +219,7 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return *event = new Event{{}, !(flags & cudaEventDisableTiming)}, cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    ONE_AT_A_TIME;
     if (stream_of(stream)->capture) return refused(); /* CUDA allows it, to fork and join; the backend has no use for it */
     auto record = std::make_shared<Record>(Record{stream_of(stream), false, 0});
     const Event *timer = event->times ? event : nullptr; /* for its address alone */
@@ -207,6 +234,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    ONE_AT_A_TIME;
     if (!begin->times || !end->times || !begin->record || !end->record) return cudaErrorInvalidResourceHandle;
     if (!begin->record->done || !end->record->done) return cudaErrorNotReady;
     return *milliseconds = (float)(1e3 * (end->record->at - begin->record->at)), cudaSuccess;
@@ -215,17 +243,20 @@ static void wait_for(const std::shared_ptr<Record> &record) {
     if (record && !record->done) drain(record->stream, record.get());
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    ONE_AT_A_TIME;
     std::shared_ptr<Record> record = event->record;
     if (stream_of(stream)->capture) return refused(); /* the graph would depend on work that is not in it */
     if (record) push(stream_of(stream), [record]() { wait_for(record); });
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    ONE_AT_A_TIME;
     REFUSE_WHILE_CAPTURING;
     wait_for(event->record);
     return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    ONE_AT_A_TIME;
     Stream *s = stream_of(stream);
     if (s->capture) return cudaErrorStreamCaptureUnsupported;
     s->capture = new Graph{};
@@ -233,6 +264,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    ONE_AT_A_TIME;
     Stream *s = stream_of(stream);
     if (!s->capture) return cudaErrorInvalidValue;
     *graph = s->capture;
@@ -244,11 +276,13 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { return *exec = new Graph(*graph), cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    ONE_AT_A_TIME;
     for (const Work &work : exec->work) push(stream_of(stream), work);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    ONE_AT_A_TIME;
     cudaDeviceSynchronize();
     return delete exec, cudaSuccess;
 }

@@ -1,4 +1,4 @@
-/* P1 and P4: a save that is killed, or fails, at any of its I/O calls. Such saves run in a child process (this program started again
+/* P1, P4 and P7: a save that is killed, or fails, at any of its I/O calls, also where training goes on meanwhile. Such saves run in a child process (this program started again
  * with --save), because faults are counted over a process. */
 #include "checkpoint_fixture.h"
 #include <errno.h>
@@ -11,7 +11,20 @@
 
 /* ---- children ---- */
 
-/* --save RUN SEED STEP KEEP FILE_LIMIT: what the children do. */
+static bool apart; /* the children's saves: training, here other values all the time, goes on meanwhile */
+
+static bool save_apart(const char *run, GPT2 *model, uint64_t seed, int64_t step, int keep, Error *e) {
+    TrainState s = state_at(seed, step);
+    RunIdentity id = identity();
+    Saving *saving = checkpoint_begin(run, model, &s, &id, &(SaveHow){.apart = true, .keep = keep}, e);
+    if (!saving) return false;
+    memset(&s, 0, sizeof s);
+    do model_fill(model, ++seed);
+    while (!checkpoint_ready(saving));
+    return checkpoint_finish(saving, e);
+}
+
+/* --save|--apart RUN SEED STEP KEEP FILE_LIMIT: what the children do. */
 static int child_main(char **argv) {
     Error e = {0};
     GPT2 model = tiny();
@@ -21,9 +34,10 @@ static int child_main(char **argv) {
         signal(SIGXFSZ, SIG_IGN);
         setrlimit(RLIMIT_FSIZE, &limit);
     }
-    bool ok = save(argv[2], &model, strtoull(argv[3], NULL, 10), atoll(argv[4]), &e);
     int keep = atoi(argv[5]);
-    if (ok && keep) ok = checkpoint_retain(argv[2], keep, 0, &e);
+    uint64_t seed = strtoull(argv[3], NULL, 10);
+    bool at_once = !strcmp(argv[1], "--save"), ok = at_once ? save(argv[2], &model, seed, atoll(argv[4]), &e) : save_apart(argv[2], &model, seed, atoll(argv[4]), keep, &e);
+    if (ok && keep && at_once) ok = checkpoint_retain(argv[2], keep, 0, &e);
     gpt2_destroy(&model);
     return ok ? 0 : error_print(&e);
 }
@@ -44,7 +58,7 @@ static int child_save(const char *run, uint64_t seed, int64_t step, int keep, ui
         dup2(fd, 2);
         if (fault) setenv("LLMC_FAULT", fault, 1);
         else unsetenv("LLMC_FAULT");
-        execl("/proc/self/exe", "test_checkpoint", "--save", run, text[0], text[1], text[2], text[3], (char *)NULL);
+        execl("/proc/self/exe", "test_checkpoint", apart ? "--apart" : "--save", run, text[0], text[1], text[2], text[3], (char *)NULL);
         _exit(99);
     }
     int status = 0;
@@ -209,10 +223,27 @@ TEST(P4_small_tmpfs) {
     if (!have) SKIP("no right to mount a tmpfs");
 }
 
+/* ---- P7 ---- */
+
+TEST(P7_kill_at_every_io_call_while_training_goes_on) {
+    apart = true;
+    int n = kill_everywhere("killapart", false, have_10, 20, 20, 1, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
+    printf("# save apart and retain: %d io calls\n", n);
+    kill_everywhere("killaparthalf", true, have_10, 20, 20, 0, (int64_t[]){10, 20}, (uint64_t[]){10, 20});
+    kill_everywhere("killapartreplace", false, have_10, 77, 10, 0, (int64_t[]){10, 10}, (uint64_t[]){10, 77});
+    apart = false;
+}
+
+TEST(P7_disk_full_while_training_goes_on) {
+    apart = true;
+    errno_everywhere("enospcapart", "ENOSPC");
+    apart = false;
+}
+
 int main(int argc, char **argv) {
     Error e = {0};
     if (!(cpu = cpu_backend_create(&e))) return error_print(&e);
-    if (argc == 7 && !strcmp(argv[1], "--save")) return child_main(argv);
+    if (argc == 7 && (!strcmp(argv[1], "--save") || !strcmp(argv[1], "--apart"))) return child_main(argv);
     test_start(argc, argv);
     fixture_start();
     RUN(P1_round_trip);
@@ -226,5 +257,7 @@ int main(int argc, char **argv) {
     RUN(P4_short_writes_are_continued);
     RUN(P4_file_size_limit);
     RUN(P4_small_tmpfs);
+    RUN(P7_kill_at_every_io_call_while_training_goes_on);
+    RUN(P7_disk_full_while_training_goes_on);
     return fixture_end();
 }

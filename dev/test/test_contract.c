@@ -505,6 +505,34 @@ TEST(posts_arrive_in_their_slots) {
     backend->release(backend, memory);
 }
 
+TEST(copies_beside_the_ops) {
+    Error e = {0};
+    enum { N = 3000 };
+    char *memory = backend->alloc(backend, MEM_OTHER, "copies", 2 * N, &e), host[2 * N], back[2 * N];
+    Staging *s = backend->staging_create(backend, "copies", N, &e);
+    EXPECT(memory && s && s->bytes == N, "%s", e.text);
+    for (int i = 0; i < 2 * N; i++) host[i] = (char)rng_u32(1, 0, 0, (uint64_t)i);
+    for (int round = 0; round < 2; round++) {
+        backend->upload(backend, memory, host, sizeof host);
+        backend->fetch(backend, s, 5, memory + 1, N - 5);
+        backend->fill_zero(backend, memory + N, N); /* issued later, elsewhere */
+        backend->fetch_wait(backend, s);
+        EXPECT(!memcmp(s->host + 5, host + 1, N - 5), "round %d: what was there came", round);
+        for (int i = 0; i < N; i++) s->host[i] = (char)(host[i] + 1 + round);
+        backend->bring(backend, memory, s, 7, N - 7);
+        backend->fetch(backend, s, 0, memory, N - 7); /* behind what was brought */
+        backend->fetch_wait(backend, s);
+        for (int i = 7; i < N && !test_errors; i++) EXPECT(s->host[i - 7] == (char)(host[i] + 1 + round), "round %d: %d back again", round, i);
+        backend->download(backend, back, memory, sizeof back);
+        EXPECT(back[0] == (char)(host[7] + 1 + round) && back[N - 8] == (char)(host[N - 1] + 1 + round) && back[N - 7] == host[N - 7], "round %d: the ends", round);
+        for (int i = N; i < 2 * N && !test_errors; i++) EXPECT(!back[i], "round %d: filled with zeros", round);
+    }
+    backend->fetch(backend, s, 0, memory, N);
+    backend->staging_destroy(backend, s);
+    backend->staging_destroy(backend, NULL);
+    backend->release(backend, memory);
+}
+
 TEST(room_is_what_alloc_could_give) {
     Error e = {0};
     size_t bytes = (size_t)64 << 20, before = backend->room(backend);
@@ -644,6 +672,7 @@ static void run_all(const char *which, Backend *b) {
     RUN_ON(decode_is_attention_of_the_whole);
     RUN_ON(cast_rounds_as_adamw);
     RUN_ON(posts_arrive_in_their_slots);
+    RUN_ON(copies_beside_the_ops);
     RUN_ON(room_is_what_alloc_could_give);
     RUN_ON(replay_gives_what_the_ops_give);
     RUN_ON(broken_promises_are_noticed);

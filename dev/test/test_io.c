@@ -1,6 +1,7 @@
 /* Durable writing: contents and checksums, every injected crash and error of file_replace, real full disks and size limits,
  * directories. A child process (this program run as `test_io child ...`) takes the faults. */
 #include "llmc/base/io.h"
+#include "llmc/base/timer.h"
 #include "test.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -259,6 +260,7 @@ static int child_main(const char *action, const char *path) {
     if (!strcmp(action, "point"))
         for (int64_t step = 0; step < 10; step++) {
             fault_point("step", step);
+            if (fault_flip("step", step)) return 40 + (int)step;
             ok = ok && file_replace(path, &step, sizeof step, &e);
         }
     return ok ? 0 : error_print(&e);
@@ -334,12 +336,15 @@ TEST(named_points) {
     EXPECT(holds(path, &last, sizeof last));
     EXPECT(exited(child("kill@step=10", "point", path), 0), "never reached");
     EXPECT(exited(child("kill@stop=4", "point", path), 0), "another name");
+    EXPECT(exited(child("flip@step=7", "point", path), 47) && exited(child("flip@step=7,rank=1", "point", path), 0), "asked by whom it concerns");
+    double begin = seconds_now();
+    EXPECT(exited(child("slow@step=4", "point", path), 0) && seconds_now() - begin > 6 * 0.02, "%g s", seconds_now() - begin);
     free(path);
 }
 
 TEST(unknown_faults_are_refused) {
     static const char *const bad[] = {"kill", "kill@io", "kill@io=0", "kill@io=x", "kill@io=1x", "errno=EWHAT@io=1", "errno=EIO@step=1", "short@step=1",
-                                      "stop@io=1", "kill@io=1;", ";", "kill@step=-1"};
+                                      "stop@io=1", "slow=0@step=1", "slower@step=1", "flip@io=1", "kill@io=1;", ";", "kill@step=-1"};
     char *path = in_work("unknown");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         int status = child(bad[i], "replace", path);

@@ -39,6 +39,31 @@ test_case one_process
 run 0 "$train" "${small[@]}" --out "$work/one" --batch 4
 done_case
 
+test_case a_trace_shows_what_travels
+run 0 "$train" "${small[@]}" --steps 2 --out "$work/traced" --batch 4 --processes 2 --trace "$work/trace.json"
+for row in ranks "waiting for ranks"; do expect "the trace has a row '$row'" grep -q "\"cat\":\"$row\"" "$work/trace.json"; done
+done_case
+
+if ! "$train" --generate --device emu --init-from "$work/one" --max-tokens 1 2>&1 | grep -q 'in test builds alone'; then
+test_case a_gpu_for_each_process
+emulated=(--device emu --dtype fp32 "${small[@]}" --steps 3 --val-batches 1 --batch 4)
+run 2 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/crowd" --gpus 3
+expect "both numbers" says "ranks 0 and 2 have the same GPU .*found 3 processes on this machine and 2 GPUs, expected one GPU for each; start 2 here, or give --share-gpus"
+expect "said once" test "$(grep -c 'have the same GPU' "$work/log")" -eq 1
+run 0 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/gpus" --gpus 2
+run 0 "$train" "${emulated[@]}" --out "$work/shared" --processes 2 --share-gpus
+expect "shared or not, the same losses" cmp -s <(losses "$work/gpus") <(losses "$work/shared")
+run 2 "$train" "${emulated[@]}" --out "$work/contrary" --processes 2 --gpus 3
+expect "a contradiction" says "gpus 3 starts one process for each, found --processes 2"
+run 2 "$train" "${small[@]}" --out "$work/contrary" --batch 4 --gpus 2 --device cpu
+expect "no GPU" says "gpus 2 contradicts --device cpu"
+run 2 env LLMC_EMU_GPUS=0 "$train" "${emulated[@]}" --out "$work/contrary" --gpus 2
+expect "none there" says "no usable NVIDIA GPU"
+run 2 "$train" "${small[@]}" --out "$work/contrary" --batch 4 --gpus 2
+expect "--gpus asks for CUDA" says "device cuda: (this program is built without CUDA|no usable NVIDIA GPU)"
+done_case
+fi
+
 test_case P10_ranks_of_our_own_launcher
 for n in 2 3 4 8; do
     run 0 "$train" "${small[@]}" --out "$work/by $n" --batch $((n == 8 ? 3 : 2)) --processes $n

@@ -105,7 +105,7 @@ static void expect_problem(Member *m, int n, int code, const char *says, const c
     for (int i = 0; i < n; i++) {
         EXPECT(!m[i].ok && m[i].e.code == code && strstr(m[i].e.text, says) && strstr(m[i].e.text, also), "rank %d: %d %s", m[i].l.rank, m[i].e.code, m[i].e.text);
         EXPECT(!strcmp(m[i].e.text, m[0].e.text), "another message on rank %d: %s", m[i].l.rank, m[i].e.text);
-        EXPECT(m[i].seconds < m[i].limit + 0.3, "rank %d: %.2f s of %g", m[i].l.rank, m[i].seconds, m[i].limit);
+        EXPECT(m[i].seconds < m[i].limit + 1, "rank %d: %.2f s of %g", m[i].l.rank, m[i].seconds, m[i].limit);
         for (int r = 0; r < m[i].l.size; r++) EXPECT(m[i].sockets[r] == -1, "socket %d is left", r);
     }
 }
@@ -221,7 +221,7 @@ TEST(missing_ranks) {
     Launch l = by_address("127.0.0.1");
     Member m[4];
     members(m, 2, 4, &l, 1);
-    m[0].after = 0.1; /* rank 1 has less time left than rank 0, and yet hears it */
+    m[0].after = 0.3; /* rank 1 has less time left than rank 0, and yet hears it */
     expect_problem(m, 2, EXIT_HANG, "of 4 ranks", "within 1 s: 2, 3");
     members(m, 2, 2, &l, 0.3);
     expect_problem(m + 1, 1, EXIT_HANG, "rank 1 could not reach rank 0 at 127.0.0.1 port", "refused");
@@ -229,7 +229,7 @@ TEST(missing_ranks) {
     members(m, 2, 2, &l, 0.3);
     expect_problem(m + 1, 1, EXIT_USAGE, "\"no-such-host.invalid\"", "MASTER_ADDR");
     l = by_file("meeting-twice");
-    members(m, 2, 3, &l, 0.5);
+    members(m, 2, 3, &l, 0.8);
     m[1].l.rank = 0, m[1].after = 0.1;
     members_start(m, 2);
     members_join(m, 2);

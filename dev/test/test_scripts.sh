@@ -10,14 +10,14 @@ check() { # name, condition as a command
 }
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
-scripts=(scripts/*.sh .ci/run dev/test/*.sh dev/bench/*.sh)
+scripts=(scripts/*.sh scripts/*.sbatch .ci/run dev/test/*.sh dev/bench/*.sh)
 
 for script in "${scripts[@]}"; do check "parses_$script" bash -n "$script"; done
-for script in scripts/*.sh .ci/run; do
+for script in scripts/*.sh scripts/*.sbatch .ci/run; do
     check "executable_$script" test -x "$script"
     check "strict_$script" grep -q '^set -euo pipefail$' "$script"
 done
-if command -v shellcheck >/dev/null; then check shellcheck shellcheck -S warning "${scripts[@]}"
+if command -v shellcheck >/dev/null; then check shellcheck shellcheck -x -S warning "${scripts[@]}"
 else skipped=$((skipped + 1)); echo "skipped shellcheck: it is not installed"; fi
 
 # A folder with links to all programs but the compiler, sudo and apt-get stands for a system without them.
@@ -29,6 +29,8 @@ install_in_bare; status=$?
 check without_apt_it_names_what_is_needed test "$status" -eq 1 -a -n "$(grep 'PCRE2 (8 bit), xxHash' "$dir/out")"
 install_in_bare --check; status=$?
 check check_names_all_packages test "$status" -eq 1 -a -n "$(grep 'missing make gcc g++ libc6-dev libjansson-dev libpcre2-dev libxxhash-dev' "$dir/out")"
+install_in_bare --tests --check; status=$?
+check tests_need_mpirun_too test "$status" -eq 1 -a -n "$(grep 'missing .* openmpi-bin' "$dir/out")"
 install_in_bare --nonsense; status=$?
 check unknown_option_is_refused test "$status" -eq 2
 printf '#!%s\necho "apt-get $*" >>"%s/apt.log"\nexit 1\n' "$bare/bash" "$dir" >"$bare/apt-get"

@@ -3,6 +3,7 @@
 #include "half.h"
 #include "llmc/cpu/cpu.h"
 #include "llmc/base/io.h"
+#include "llmc/dist/nccl.h"
 #include "llmc/dist/zero.h"
 #include "llmc/run/checkpoint.h"
 #include "llmc/train.h"
@@ -13,21 +14,21 @@ static const GPT2Config shape = {.V = 130, .L = 2, .H = 3, .C = 48, .T = 16};
 
 typedef struct {
     int ranks;
-    bool sharded;
+    bool sharded, between_devices; /* the latter: by the twin of NCCL */
     Wire wire;
     const char *backend;          /* cpu, half, emu bf16, emu fp32 */
     int rounding;
     size_t micro, steps, from;    /* micro: samples; from: first step, of a resumed run */
     int nan_rank;                 /* -1: none; else its gradients hold a NaN in step nan_step */
     size_t nan_step;
-    int stop_rank;                /* -1: none; asks for an end in step 1 */
+    int stop_rank;                /* -1: none; asks for an end in step 1, and the others for a checkpoint in steps 1 and 2 */
     const char *load, *save;      /* a checkpoint directory to begin with; a run directory to save into at the end */
 } Case;
 
 /* What came of it, without padding, tensor after tensor. */
 typedef struct {
     float loss[STEPS_MOST], norm[STEPS_MOST];
-    int skip[STEPS_MOST], stop[STEPS_MOST];
+    int skip[STEPS_MOST], stop[STEPS_MOST], save[STEPS_MOST];
     int64_t updates[RANKS_MOST];
     float moments[2][ELEMENTS];
     unsigned char params[RANKS_MOST][ELEMENTS * 4];
@@ -86,6 +87,8 @@ static void read_out(GPT2 *m, int rank, Outcome *out) {
 
 static RunIdentity identity(Comm *comm) { return (RunIdentity){.run_id = "0123456789abcdef0123456789abcdef", .comm = comm}; }
 
+static void side_call(void *backend, void (*fn)(void *), void *arg) { ((Backend *)backend)->side_call(backend, fn, arg); }
+
 static int rank_main(Comm *comm, void *context) {
     const Job *job = context;
     const Case *c = job->c;
@@ -99,7 +102,13 @@ static int rank_main(Comm *comm, void *context) {
     TrainState state = {.last_val_step = -1, .best_val_loss = NAN, .last_val_loss = NAN};
     Ranks ranks = {(size_t)comm->rank, (size_t)comm->size, c->sharded && comm->size > 1};
     CHECK(gpt2_config_check(&config, &e) && gpt2_create_ranks(&model, be, &config, true, ranks, &e), "%s", e.text);
-    if (comm->size > 1) zero_attach(be, &model);
+    Comm *devices = NULL;
+    if (c->between_devices) {
+        DeviceQueue queue = {be->side_begin(be), side_call, be, true};
+        CHECK(devices = nccl_comm_create(comm, &queue, 60, &e), "%s", e.text);
+        zero_between_devices(be, devices);
+    }
+    if (comm->size > 1) CHECK(zero_attach(be, &model, &e), "%s", e.text);
     CHECK(gpt2_acts_create(&acts, &model, c->micro, shape.T, KEEP_ALL, true, &e) && trainer_create(&trainer, &model, &acts, &e), "%s", e.text);
     RunIdentity id = identity(comm);
     gpt2_init(&model, 3);
@@ -111,12 +120,13 @@ static int rank_main(Comm *comm, void *context) {
     for (size_t s = c->from; s < c->from + c->steps; s++) {
         Feed feed = {.c = c, .model = &model, .comm = comm, .step = s};
         StepParams p = {.lr = 3e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .grad_clip = 1, .loss_limit = INFINITY, .norm_limit = INFINITY,
-                        .seed = 11, .step = (int64_t)s, .rounding = c->rounding, .stop = comm->rank == c->stop_rank && s == 1};
+                        .seed = 11, .step = (int64_t)s, .rounding = c->rounding, .stop = comm->rank == c->stop_rank && s == 1,
+                        .save = c->stop_rank >= 0 && comm->rank != c->stop_rank && s >= 1};
         StepResult r = train_step(&trainer, &p, G / ranks.n / c->micro, next_micro, &feed);
-        double same[2] = {(double)r.loss, r.skip + 10 * r.stop};
+        double same[2] = {(double)r.loss, r.skip + 10 * r.stop + 1000 * r.save};
         if (comm->size > 1) comm_sum(comm, same, 2);
-        if (same[1] != comm->size * (r.skip + 10 * r.stop) || (isfinite(r.loss) && same[0] != comm->size * (double)r.loss)) out->skips_differ = true;
-        if (comm->rank == 0) out->loss[s] = r.loss, out->norm[s] = r.grad_norm, out->skip[s] = r.skip, out->stop[s] = r.stop;
+        if (same[1] != comm->size * (r.skip + 10 * r.stop + 1000 * r.save) || (isfinite(r.loss) && same[0] != comm->size * (double)r.loss)) out->skips_differ = true;
+        if (comm->rank == 0) out->loss[s] = r.loss, out->norm[s] = r.grad_norm, out->skip[s] = r.skip, out->stop[s] = r.stop, out->save[s] = r.save;
         state.updates = out->updates[comm->rank] = r.updates;
     }
     read_out(&model, comm->rank, out);
@@ -127,6 +137,7 @@ static int rank_main(Comm *comm, void *context) {
     gpt2_acts_destroy(&acts, &model);
     gpt2_destroy(&model);
     if (be != base) be->destroy(be);
+    if (devices) devices->destroy(devices);
     base->destroy(base);
     return 0;
 }
@@ -176,6 +187,36 @@ TEST(zero_0_and_1_have_the_same_bits) {
                 EXPECT(whole->loss[3] < whole->loss[0], "%.6f, then %.6f", (double)whole->loss[0], (double)whole->loss[3]);
                 forget(whole), forget(parts);
             }
+}
+
+/* Memory that is not the host's: what travels is copied to the host and back beside the ops, or goes from device to device. Two micro-batches a step, so that a gradient that is taken
+ * before its last addition shows. */
+TEST(ranks_of_devices_compute_what_one_does) {
+    for (int b = 2; b < N_BACKENDS; b++) {
+        Case c = {.ranks = 1, .backend = backends[b], .steps = 3, .micro = 12, .nan_rank = -1, .stop_rank = -1};
+        Outcome *one = train(c);
+        for (int ranks = 2; ranks <= 4; ranks += 2) {
+            c.ranks = ranks, c.micro = (size_t)(12 / ranks), c.sharded = false;
+            Outcome *whole = train(c);
+            c.sharded = true;
+            Outcome *parts = train(c);
+            expect_same(whole, parts, backends[b], ranks);
+            c.between_devices = true; /* in the order of ranks too, so with the same bits */
+            for (int k = 0; k < (ranks == 2 ? 2 : 1); k++) {
+                c.sharded = !k;
+                Outcome *direct = train(c);
+                expect_same(direct, parts, "between devices", ranks);
+                forget(direct);
+            }
+            c.between_devices = false;
+            for (int s = 0; s < 3; s++)
+                EXPECT(fabsf(parts->loss[s] - one->loss[s]) < (b == 2 ? 3e-3f : 2e-6f) && fabsf(parts->norm[s] - one->norm[s]) < (b == 2 ? 3e-3f : 2e-5f),
+                       "%s, %d ranks, step %d: loss %.8f, one rank's %.8f; norm %.8f, %.8f", backends[b], ranks, s, (double)parts->loss[s], (double)one->loss[s],
+                       (double)parts->norm[s], (double)one->norm[s]);
+            forget(whole), forget(parts);
+        }
+        forget(one);
+    }
 }
 
 /* P10. The sum over ranks has another order than the accumulation of one rank, and so other roundings. */
@@ -230,10 +271,12 @@ TEST(P15_a_bad_gradient_on_one_rank_changes_nothing_on_all) {
     }
 }
 
-TEST(one_rank_asks_all_stop) {
+TEST(wishes_reach_all_ranks) {
     Case c = {.ranks = 4, .sharded = true, .backend = "cpu", .steps = 3, .nan_rank = -1, .stop_rank = 2};
     Outcome *out = train(c);
     EXPECT(!out->stop[0] && out->stop[1] == 1 && !out->stop[2], "%d %d %d", out->stop[0], out->stop[1], out->stop[2]);
+    EXPECT(!out->save[0] && out->save[1] == 3 && out->save[2] == 3, "%d %d %d", out->save[0], out->save[1], out->save[2]);
+    EXPECT(!out->skips_differ, "the ranks disagree");
     forget(out);
 }
 
@@ -292,10 +335,11 @@ TEST(P11_a_checkpoint_of_any_ranks_loads_on_any) {
 int main(int argc, char **argv) {
     test_start(argc, argv);
     RUN(zero_0_and_1_have_the_same_bits);
+    RUN(ranks_of_devices_compute_what_one_does);
     RUN(P10_any_number_of_ranks_the_same_losses);
     RUN(stochastic_rounding_does_not_depend_on_the_ranks);
     RUN(P15_a_bad_gradient_on_one_rank_changes_nothing_on_all);
-    RUN(one_rank_asks_all_stop);
+    RUN(wishes_reach_all_ranks);
     RUN(memory_of_a_rank_is_what_was_planned);
     RUN(P11_a_checkpoint_of_any_ranks_loads_on_any);
     return test_done();

@@ -20,7 +20,7 @@ enum {
     EXIT_HANG = 6,
     EXIT_PEER = 7,
     EXIT_STORAGE = 8,       /* could not write: disk full, I/O error */
-    EXIT_DEVICE = 9,        /* the GPU failed during the run */
+    EXIT_DEVICE = 9,        /* the GPU or the machine failed during the run */
     EXIT_REQUEUE = 75       /* stopped on request; state saved; run the same command again */
 };
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -20,10 +21,11 @@ enum { BUFFER_BYTES = 1 << 20 };
 #include <pthread.h>
 #include <stdatomic.h>
 
-typedef enum { FAULT_SIGNAL, FAULT_ERRNO, FAULT_SHORT } FaultKind;
+enum { SLOW_MILLISECONDS = 20 }; /* where none are given */
+typedef enum { FAULT_SIGNAL, FAULT_ERRNO, FAULT_SHORT, FAULT_SLOW, FAULT_FLIP } FaultKind;
 typedef struct {
     FaultKind kind;
-    int number;      /* the signal, or errno of FAULT_ERRNO */
+    int number;      /* the signal, errno of FAULT_ERRNO, milliseconds of FAULT_SLOW */
     int rank;        /* -1: any */
     char point[24];  /* "io" or the name of a fault_point */
     int64_t at;
@@ -47,13 +49,13 @@ static int errno_by_name(const char *name) {
 }
 
 static int signal_by_name(const char *name) {
-    static const struct { const char *name; int number; } known[] = {{"kill", SIGKILL}, {"stop", SIGSTOP}, {"term", SIGTERM}, {"abort", SIGABRT}, {"segv", SIGSEGV}};
+    static const struct { const char *name; int number; } known[] = {{"kill", SIGKILL}, {"stop", SIGSTOP}, {"term", SIGTERM}, {"abort", SIGABRT}, {"segv", SIGSEGV}, {"usr1", SIGUSR1}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (!strcmp(known[i].name, name)) return known[i].number;
     return 0;
 }
 
-/* One of kill@POINT=N (or another signal), errno=NAME@io=N, short@io=N; each may end in ,rank=R. */
+/* One of kill@POINT=N (or another signal), errno=NAME@io=N, short@io=N, slow=MS@io=N; each may end in ,rank=R. */
 static bool fault_parse(const char *text, Fault *f) {
     char action[24];
     long long at;
@@ -64,7 +66,10 @@ static bool fault_parse(const char *text, Fault *f) {
     f->at = at;
     bool io = !strcmp(f->point, "io");
     if (at < (io ? 1 : 0)) return false;
-    f->kind = !strcmp(action, "short") ? FAULT_SHORT : !strncmp(action, "errno=", 6) ? FAULT_ERRNO : FAULT_SIGNAL;
+    f->kind = !strcmp(action, "short") ? FAULT_SHORT : !strncmp(action, "slow", 4) ? FAULT_SLOW : !strcmp(action, "flip") ? FAULT_FLIP
+            : !strncmp(action, "errno=", 6) ? FAULT_ERRNO : FAULT_SIGNAL;
+    if (f->kind == FAULT_FLIP) return !io;
+    if (f->kind == FAULT_SLOW) return (f->number = action[4] == '=' ? atoi(action + 5) : action[4] ? 0 : SLOW_MILLISECONDS) > 0;
     f->number = f->kind == FAULT_ERRNO ? errno_by_name(action + 6) : f->kind == FAULT_SIGNAL ? signal_by_name(action) : 0;
     if (f->kind == FAULT_SIGNAL) return f->number && (!io || f->number == SIGKILL);
     return io && (f->kind == FAULT_SHORT || f->number);
@@ -80,8 +85,8 @@ static void faults_read(void) {
             n_faults++;
             continue;
         }
-        fprintf(stderr, "error: LLMC_FAULT: found \"%s\"; expected at most 16 of kill@io=K, kill@POINT=N, errno=NAME@io=K, "
-                        "short@io=K, each with ,rank=R or without, separated by ';'\n", one);
+        fprintf(stderr, "error: LLMC_FAULT: found \"%s\"; expected at most 16 of kill@io=K, kill@POINT=N, slow=MS@io=K, slow=MS@POINT=N, flip@POINT=N, "
+                        "errno=NAME@io=K, short@io=K, each with ,rank=R or without, separated by ';'\n", one);
         exit(EXIT_USAGE);
     }
     free(copy);
@@ -89,14 +94,29 @@ static void faults_read(void) {
 
 static const Fault *fault_at(const char *point, int64_t value) {
     for (int i = 0; i < n_faults; i++)
-        if (faults[i].at == value && !strcmp(faults[i].point, point) && (faults[i].rank < 0 || faults[i].rank == own_rank)) return &faults[i];
+        if ((value == faults[i].at || (faults[i].kind == FAULT_SLOW && value > faults[i].at && strcmp(point, "io"))) && !strcmp(faults[i].point, point) &&
+            (faults[i].rank < 0 || faults[i].rank == own_rank))
+            return &faults[i];
     return NULL;
+}
+
+/* Signals do not cut it short. */
+static void lose_time(int milliseconds) {
+    struct timespec left = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
+    while (nanosleep(&left, &left) && errno == EINTR) {}
 }
 
 void fault_point(const char *name, int64_t value) {
     pthread_once(&faults_once, faults_read);
     const Fault *f = fault_at(name, value);
     if (f && f->kind == FAULT_SIGNAL) raise(f->number);
+    if (f && f->kind == FAULT_SLOW) lose_time(f->number);
+}
+
+bool fault_flip(const char *name, int64_t value) {
+    pthread_once(&faults_once, faults_read);
+    const Fault *f = fault_at(name, value);
+    return f && f->kind == FAULT_FLIP;
 }
 
 /* Counts one call. Returns true with errno set where it shall fail; *bytes (may be NULL) is halved where it shall be short. */
@@ -107,6 +127,10 @@ static bool fault_io(size_t *bytes) {
     if (f->kind == FAULT_SIGNAL) raise(f->number);
     if (f->kind == FAULT_SHORT) {
         if (bytes && *bytes > 1) *bytes /= 2;
+        return false;
+    }
+    if (f->kind == FAULT_SLOW) {
+        lose_time(f->number);
         return false;
     }
     errno = f->number;

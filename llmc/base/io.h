@@ -3,8 +3,11 @@
  *   LLMC_FAULT="kill@io=K"          SIGKILL at the K-th call (1-based) to write, fsync, rename, mkdir or unlink below
  *   LLMC_FAULT="errno=ENOSPC@io=K"  the K-th such call fails with that errno
  *   LLMC_FAULT="short@io=K"         the K-th such call, if a write, takes only half of the bytes
+ *   LLMC_FAULT="slow=MS@io=K"       the K-th such call comes MS milliseconds later
  *   LLMC_FAULT="kill@step=S"        SIGKILL where fault_point("step", S) is reached; likewise other named points, and at those also
- *                                   stop, term, abort, segv: SIGSTOP, SIGTERM, SIGABRT, SIGSEGV
+ *                                   stop, term, usr1, abort, segv: SIGSTOP, SIGTERM, SIGUSR1, SIGABRT, SIGSEGV
+ *   LLMC_FAULT="slow=MS@step=S"     MS milliseconds (20 without =MS) lost there, and at each later one of the name
+ *   LLMC_FAULT="flip@step=S"        fault_flip("step", S) is true: whoever asks flips a bit of what it holds
  *   ",rank=R" behind any of them: on that rank of several alone.
  * Several faults are separated by ";"; anything else is refused with exit code 2.
  * The build that can do this says so once on stderr when LLMC_FAULT is set. */
@@ -44,10 +47,12 @@ bool line_append(int fd, const char *line, size_t bytes, Error *e);
 /* Named point for fault injection; does nothing in ordinary builds. */
 #ifdef LLMC_FAULT_INJECTION
 void fault_point(const char *name, int64_t value);
+bool fault_flip(const char *name, int64_t value);
 void fault_rank(int rank);             /* which rank this process is, once it is known */
 #else
 static inline void fault_rank(int rank) { (void)rank; }
 static inline void fault_point(const char *name, int64_t value) { (void)name; (void)value; }
+static inline bool fault_flip(const char *name, int64_t value) { (void)name; (void)value; return false; }
 #endif
 
 #ifdef __cplusplus

@@ -92,6 +92,37 @@ static void cpu_collect(Backend *b, int slot, void *to_host, size_t bytes) {
     memcpy(to_host, cpu->posts[slot].content, bytes);
 }
 
+/* What was issued is done: so are the copies. */
+static Staging *cpu_staging_create(Backend *b, const char *what, size_t bytes, Error *e) {
+    (void)b;
+    Staging *s = xcalloc(1, sizeof *s);
+    *s = (Staging){malloc(bytes ? bytes : 1), bytes};
+    if (s->host) return s;
+    free(s);
+    fail(e, EXIT_DATA, "out of memory: %s needs %zu bytes", what, bytes);
+    return NULL;
+}
+
+static void cpu_staging_destroy(Backend *b, Staging *s) {
+    (void)b;
+    if (s) free(s->host);
+    free(s);
+}
+
+static void cpu_fetch(Backend *b, Staging *s, size_t at, const void *from, size_t bytes) {
+    (void)b;
+    CHECK(at <= s->bytes && bytes <= s->bytes - at, "fetch of %zu bytes at %zu into %zu", bytes, at, s->bytes);
+    if (bytes) memcpy(s->host + at, from, bytes);
+}
+
+static void cpu_fetch_wait(Backend *b, Staging *s) { (void)b, (void)s; }
+
+static void cpu_bring(Backend *b, void *to, Staging *s, size_t at, size_t bytes) {
+    (void)b;
+    CHECK(at <= s->bytes && bytes <= s->bytes - at, "bring of %zu bytes at %zu from %zu", bytes, at, s->bytes);
+    if (bytes) memcpy(to, s->host + at, bytes);
+}
+
 static void cpu_fill_zero(Backend *b, void *p, size_t bytes) {
     const size_t block = (size_t)1 << 20;
     (void)b;
@@ -171,6 +202,11 @@ Backend *cpu_backend_create(Error *e) {
     b->room = cpu_room;
     b->post = cpu_post;
     b->collect = cpu_collect;
+    b->staging_create = cpu_staging_create;
+    b->staging_destroy = cpu_staging_destroy;
+    b->fetch = cpu_fetch;
+    b->fetch_wait = cpu_fetch_wait;
+    b->bring = cpu_bring;
     b->attention_saved_bytes = cpu_attention_saved_bytes;
 #define LLMC_CPU_OP(op, Args) b->op = cpu_##op;
     LLMC_OPS(LLMC_CPU_OP)

@@ -1,6 +1,7 @@
 /* The CUDA backend as a value: device, memory with its accounting, scratch by plan, uploads and posts through pinned memory, recordings. The
  * ops are in the files beside this one, one subject a file. Nothing here waits for the device but what its contract says. */
 #include "backend.cuh"
+#include "../base/gpus.h"
 #include <stdio.h>
 
 namespace LLMC_NS {
@@ -177,6 +178,90 @@ static void cuda_collect(Backend *b, int slot, void *to_host, size_t bytes) {
     cuda->posts[slot].bytes = 0;
 }
 
+/* ---- copies beside the ops: a stream each way, so that both of the device's copy engines have work ------------------------------ */
+
+static void cuda_staging_destroy(Backend *b, Staging *s) {
+    (void)b;
+    CudaStaging *staging = (CudaStaging *)s;
+    if (!s) return;
+    cuda_check(cudaEventSynchronize(staging->fetched), "waiting for a copy");
+    cuda_check(cudaEventSynchronize(staging->brought), "waiting for a copy");
+    cuda_check(cudaFreeHost(s->host), "freeing pinned memory");
+    for (cudaEvent_t event : {staging->issued, staging->fetched, staging->brought}) cuda_check(cudaEventDestroy(event), "destroying an event");
+    free(s);
+}
+
+static Staging *cuda_staging_create(Backend *b, const char *what, size_t bytes, Error *e) {
+    void *host = NULL;
+    CHECK(cuda_of(b)->recording < 0, "%s: an allocation inside a recording", what);
+    const cudaError_t status = cudaMallocHost(&host, bytes ? bytes : 1);
+    if (status != cudaSuccess) {
+        cudaGetLastError();
+        fail(e, EXIT_DATA, "%s: %.1f MiB of pinned host memory are not to be had (%s); each process needs that much beside its GPU when it cannot use NCCL; "
+             "start fewer processes on this machine, or raise its limit of locked memory (ulimit -l)", what, (double)bytes / 1048576, cudaGetErrorString(status));
+        return NULL;
+    }
+    CudaStaging *staging = (CudaStaging *)xcalloc(1, sizeof *staging);
+    staging->base = Staging{(char *)host, bytes};
+    for (cudaEvent_t *event : {&staging->issued, &staging->fetched, &staging->brought})
+        cuda_check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "creating an event");
+    return &staging->base;
+}
+
+static void cuda_fetch(Backend *b, Staging *s, size_t at, const void *from, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CudaStaging *staging = (CudaStaging *)s;
+    CHECK(cuda->recording < 0 && at <= s->bytes && bytes <= s->bytes - at, "fetch of %zu bytes at %zu into %zu, or inside a recording", bytes, at, s->bytes);
+    cuda_check(cudaEventRecord(staging->issued, cuda->stream), "fetching");
+    cuda_check(cudaStreamWaitEvent(cuda->fetch_stream, staging->issued, 0), "fetching");
+    if (bytes) cuda_check(cudaMemcpyAsync(s->host + at, from, bytes, cudaMemcpyDeviceToHost, cuda->fetch_stream), "fetching");
+    cuda_check(cudaEventRecord(staging->fetched, cuda->fetch_stream), "fetching");
+}
+
+static void cuda_fetch_wait(Backend *b, Staging *s) {
+    cuda_check(cudaSetDevice(cuda_of(b)->options.ordinal), "choosing the GPU"); /* a new thread would open GPU 0 */
+    cuda_check(cudaEventSynchronize(((CudaStaging *)s)->fetched), "waiting for a copy");
+}
+
+/* The next fetch of the staging is behind this: its `issued` is behind the op stream's wait. */
+static void cuda_bring(Backend *b, void *to, Staging *s, size_t at, size_t bytes) {
+    CudaBackend *cuda = cuda_of(b);
+    CudaStaging *staging = (CudaStaging *)s;
+    CHECK(cuda->recording < 0 && at <= s->bytes && bytes <= s->bytes - at, "bring of %zu bytes at %zu from %zu, or inside a recording", bytes, at, s->bytes);
+    cuda_check(cudaStreamWaitEvent(cuda->bring_stream, staging->fetched, 0), "bringing");
+    if (bytes) cuda_check(cudaMemcpyAsync(to, s->host + at, bytes, cudaMemcpyHostToDevice, cuda->bring_stream), "bringing");
+    cuda_check(cudaEventRecord(staging->brought, cuda->bring_stream), "bringing");
+    cuda_check(cudaStreamWaitEvent(cuda->stream, staging->brought, 0), "bringing");
+}
+
+/* ---- the queue for communication between devices --------------------------------------------------------------------------------- */
+
+static void *cuda_side_begin(Backend *b) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->recording < 0, "communication inside a recording");
+    cuda_check(cudaEventRecord(cuda->side_begun, cuda->stream), "beginning to communicate");
+    cuda_check(cudaStreamWaitEvent(cuda->side_stream, cuda->side_begun, 0), "beginning to communicate");
+    return cuda->side_stream;
+}
+
+static void cuda_side_call(Backend *b, void (*fn)(void *), void *arg) { cuda_check(cudaLaunchHostFunc(cuda_of(b)->side_stream, fn, arg), "communicating"); }
+
+static void cuda_side_end(Backend *b, size_t marker) {
+    CudaBackend *cuda = cuda_of(b);
+    if (marker >= cuda->n_side_ends) {
+        cuda->side_ends = (cudaEvent_t *)xrealloc(cuda->side_ends, (marker + 1) * sizeof *cuda->side_ends);
+        while (cuda->n_side_ends <= marker) cuda->side_ends[cuda->n_side_ends++] = NULL;
+    }
+    if (!cuda->side_ends[marker]) cuda_check(cudaEventCreateWithFlags(&cuda->side_ends[marker], cudaEventDisableTiming), "creating an event");
+    cuda_check(cudaEventRecord(cuda->side_ends[marker], cuda->side_stream), "communicating");
+}
+
+static void cuda_side_wait(Backend *b, size_t marker) {
+    CudaBackend *cuda = cuda_of(b);
+    CHECK(cuda->recording < 0 && marker < cuda->n_side_ends && cuda->side_ends[marker], "marker %zu of %zu, or inside a recording", marker, cuda->n_side_ends);
+    cuda_check(cudaStreamWaitEvent(cuda->stream, cuda->side_ends[marker], 0), "communicating");
+}
+
 /* ---- scratch ------------------------------------------------------------------------------------------------------------------ */
 
 void *scratch_bytes(CudaBackend *cuda, size_t bytes, const char *what) {
@@ -213,7 +298,10 @@ static bool cuda_plan_end(Backend *b, Error *e) {
 
 static void cuda_mark(Backend *b, Mark mark, size_t unit) { (void)b, (void)mark, (void)unit; }
 
-static void cuda_sync(Backend *b) { cuda_check(cudaStreamSynchronize(cuda_of(b)->stream), "waiting for the device"); }
+static void cuda_sync(Backend *b) {
+    for (cudaStream_t stream : {cuda_of(b)->stream, cuda_of(b)->fetch_stream, cuda_of(b)->bring_stream, cuda_of(b)->side_stream})
+        cuda_check(cudaStreamSynchronize(stream), "waiting for the device");
+}
 
 /* ---- recordings: the first time as it comes (libraries set themselves up), the second time into a graph, from then on the graph ------- */
 
@@ -252,16 +340,10 @@ static void cuda_record_end(Backend *b, uint64_t key) {
 
 /* ---- creation --------------------------------------------------------------------------------------------------------------------- */
 
-/* Dense bf16 products per second as sold (FORMATS.md, MFU; H100 PCIe and the NVLs: NVIDIA's data sheets); fp32 has no figure there. The whole
- * name decides: an "RTX 4090 D", an "RTX A1000" and a MIG slice are not what their names contain. */
+/* Dense bf16 products per second as sold; fp32 has no figure there. */
 static double peak_flops_of(const char *name) {
-    static const struct { const char *name; double tflops; } known[] = {
-        {"H100 80GB HBM3", 989.5}, {"H200", 989.5}, {"H100 PCIe", 756.5}, {"H100 NVL", 835.5}, {"H200 NVL", 835.5}, {"A100-SXM4-40GB", 312},
-        {"A100-SXM4-80GB", 312}, {"A100-PCIE-40GB", 312}, {"A100 80GB PCIe", 312}, {"GeForce RTX 4090", 165.2}, {"L40S", 362}, {"B200", 2250}};
-    if (!strncmp(name, "NVIDIA ", 7)) name += 7;
-    for (size_t i = 0; LLMC_BF16 && i < sizeof known / sizeof *known; i++)
-        if (!strcmp(name, known[i].name)) return 1e12 * known[i].tflops;
-    return 0;
+    const GpuKind *kind = gpu_by_reported(name);
+    return LLMC_BF16 && kind ? kind->peak_flops : 0;
 }
 
 static bool open_device(CudaBackend *cuda, Error *e) {
@@ -270,11 +352,14 @@ static bool open_device(CudaBackend *cuda, Error *e) {
     if (status != cudaSuccess || count == 0)
         return fail(e, EXIT_USAGE, "--device cuda: no usable NVIDIA GPU or driver (%s); use --device cpu, or look at what nvidia-smi says",
                     status != cudaSuccess ? cudaGetErrorString(status) : "none found");
+    if (cuda->options.wrap) wanted %= count;
     if (wanted < 0 || wanted >= count) return fail(e, EXIT_USAGE, "--gpu %d: found %d GPU%s, expected a number from 0 to %d", wanted, count, count == 1 ? "" : "s", count - 1);
     cudaDeviceProp prop;
     cuda_check(cudaSetDevice(wanted), "choosing the GPU");
     cuda_check(cudaGetDeviceProperties(&prop, wanted), "asking for the GPU's properties");
     snprintf(cuda->device_name, sizeof cuda->device_name, "%.*s", (int)sizeof cuda->device_name - 1, prop.name);
+    for (int i = 0; i < 16; i++) snprintf(cuda->device_id + 2 * i, 3, "%02x", (unsigned)(unsigned char)prop.uuid.bytes[i]);
+    cuda->options.ordinal = wanted, cuda->base.device_count = count;
     cuda->sm_count = prop.multiProcessorCount;
     cuda->capability = 10 * prop.major + prop.minor;
     cuda->shared_limit = prop.sharedMemPerBlockOptin;
@@ -284,7 +369,9 @@ static bool open_device(CudaBackend *cuda, Error *e) {
 
 static void create_streams(CudaBackend *cuda) {
     cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "creating a stream");
-    cuda_check(cudaStreamCreateWithFlags(&cuda->copy_stream, cudaStreamNonBlocking), "creating a stream");
+    for (cudaStream_t *stream : {&cuda->copy_stream, &cuda->fetch_stream, &cuda->bring_stream, &cuda->side_stream})
+        cuda_check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "creating a stream");
+    cuda_check(cudaEventCreateWithFlags(&cuda->side_begun, cudaEventDisableTiming), "creating an event");
     for (auto &slot : cuda->ring) {
         cuda_check(cudaMallocHost((void **)&slot.host, RING_BYTES), "allocating pinned memory");
         cuda_check(cudaMalloc((void **)&slot.device, RING_BYTES), "allocating memory for uploads");
@@ -313,7 +400,12 @@ static void cuda_destroy(Backend *b) {
     }
     for (auto &post : cuda->posts)
         if (post.host) cudaFreeHost(post.host), cudaEventDestroy(post.done);
-    if (cuda->stream) cudaStreamDestroy(cuda->stream), cudaStreamDestroy(cuda->copy_stream);
+    for (size_t i = 0; i < cuda->n_side_ends; i++)
+        if (cuda->side_ends[i]) cudaEventDestroy(cuda->side_ends[i]);
+    if (cuda->side_begun) cudaEventDestroy(cuda->side_begun);
+    free(cuda->side_ends);
+    for (cudaStream_t stream : {cuda->stream, cuda->copy_stream, cuda->fetch_stream, cuda->bring_stream, cuda->side_stream})
+        if (stream) cudaStreamDestroy(stream);
     if (failing == cuda) failing = NULL;
     free(cuda->blocks);
     free(cuda);
@@ -332,10 +424,13 @@ static void fill_in(CudaBackend *cuda) {
     b->dtype = LLMC_BF16 ? "bf16" : "fp32";
     b->elem_bytes = sizeof(elem);
     b->gelu_rounds_first = sizeof(elem) == 4 || !cuda->options.fuse_gelu;
-    b->device = cuda->device_name;
+    b->device = cuda->device_name, b->device_id = cuda->device_id;
     b->peak_flops = peak_flops_of(cuda->device_name);
     b->alloc = cuda_alloc, b->release = cuda_release, b->upload = cuda_upload, b->download = cuda_download;
     b->fill_zero = cuda_fill_zero, b->room = cuda_room, b->post = cuda_post, b->collect = cuda_collect;
+    b->staging_create = cuda_staging_create, b->staging_destroy = cuda_staging_destroy;
+    b->fetch = cuda_fetch, b->fetch_wait = cuda_fetch_wait, b->bring = cuda_bring;
+    b->side_begin = cuda_side_begin, b->side_call = cuda_side_call, b->side_end = cuda_side_end, b->side_wait = cuda_side_wait;
     b->attention_saved_bytes = cuda_attention_saved_bytes;
 #define LLMC_CUDA_OP(op, Args) b->op = cuda_##op;
     LLMC_OPS(LLMC_CUDA_OP)

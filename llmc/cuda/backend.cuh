@@ -22,14 +22,23 @@ struct Recording {
     cudaGraphExec_t graph;    /* NULL until recorded */
 };
 
+struct CudaStaging { /* events: the ops that a fetch is behind; the ends of the newest fetch and the newest bring */
+    Staging base;             /* first */
+    cudaEvent_t issued, fetched, brought;
+};
+
 struct CudaBackend {
     Backend base;             /* first */
     CudaOptions options;
     cudaStream_t stream;      /* all ops */
     cudaStream_t copy_stream; /* uploads, ahead of the ops */
+    cudaStream_t fetch_stream, bring_stream; /* large copies beside the ops, each way */
+    cudaStream_t side_stream; /* what devices tell each other */
+    cudaEvent_t side_begun, *side_ends; /* by marker; NULL: not yet used */
+    size_t n_side_ends;
     int sm_count, capability; /* 90 for sm_90 */
     size_t shared_limit;      /* dynamic shared memory of a block */
-    char device_name[128];
+    char device_name[128], device_id[40];
 
     Block *blocks;
     size_t n_blocks, blocks_room;

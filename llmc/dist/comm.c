@@ -64,6 +64,7 @@ static CommTicket alone_reduce_scatter(Comm *c, float *data, size_t n, Wire wire
 static CommTicket alone_all_gather(Comm *c, void *data, size_t bytes) { (void)c; (void)data; (void)bytes; return 0; }
 static CommTicket alone_all_reduce(Comm *c, double *data, size_t n) { (void)c; (void)data; (void)n; return 0; }
 static CommTicket alone_broadcast(Comm *c, void *data, size_t bytes, int root) { (void)c; (void)data; (void)bytes; (void)root; return 0; }
+static CommTicket alone_call(Comm *c, void (*fn)(void *arg), void *arg) { (void)c; fn(arg); return 0; }
 static void alone_wait(Comm *c, CommTicket ticket) { (void)c; (void)ticket; }
 static void alone_phase(Comm *c, const char *text, int64_t step, double limit) { (void)c; (void)text; (void)step; (void)limit; }
 static void alone_destroy(Comm *c) { free(c); }
@@ -71,7 +72,7 @@ static void alone_destroy(Comm *c) { free(c); }
 Comm *comm_alone(void) {
     Comm *c = xcalloc(1, sizeof *c);
     *c = (Comm){.name = "alone", .rank = 0, .size = 1, .local_rank = 0, .local_size = 1, .reduce_scatter = alone_reduce_scatter,
-                .all_gather = alone_all_gather, .all_reduce = alone_all_reduce, .broadcast = alone_broadcast, .wait = alone_wait,
+                .all_gather = alone_all_gather, .all_reduce = alone_all_reduce, .broadcast = alone_broadcast, .call = alone_call, .wait = alone_wait,
                 .phase = alone_phase, .destroy = alone_destroy};
     return c;
 }

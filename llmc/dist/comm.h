@@ -15,11 +15,12 @@ extern "C" {
 
 typedef struct Comm Comm;
 typedef uint64_t CommTicket;           /* 0: nothing to wait for */
-typedef enum { WIRE_FLOAT32, WIRE_BF16 /* rounded to nearest even on the way; summed in float32 */ } Wire;
+typedef enum { WIRE_FLOAT32, WIRE_BF16 /* every rank's contribution, its own too, rounded to nearest even; summed in float32; not where size is 1 */ } Wire;
 struct Comm {
     const char *name;                  /* "alone", "tcp" */
     int rank, size;                    /* of this process; of all */
     int local_rank, local_size;        /* among those of this machine */
+    double waited;                     /* seconds that callers have spent in wait so far */
     /* data (n) holds size parts of n / size elements (size divides n): afterwards part `rank` is the sum of all ranks' part `rank`; the other
      * parts are as they were. */
     CommTicket (*reduce_scatter)(Comm *, float *data, size_t n, Wire wire);
@@ -27,6 +28,9 @@ struct Comm {
     CommTicket (*all_gather)(Comm *, void *data, size_t bytes);
     CommTicket (*all_reduce)(Comm *, double *data, size_t n);   /* sums; for a few numbers: each rank sends all to all */
     CommTicket (*broadcast)(Comm *, void *data, size_t bytes, int root);
+    /* No message: fn(arg), on the thread that does the operations, behind those before it, so that an operation's data may still be on their way
+     * to its memory when it is queued. All ranks call it alike, as if it were one. */
+    CommTicket (*call)(Comm *, void (*fn)(void *arg), void *arg);
     void (*wait)(Comm *, CommTicket);  /* all operations up to this one are done */
     /* What the rank is doing, for the message of a peer that waits for it, and how long an operation may take from here on, in seconds. The
      * text must outlive the communicator or the next call. */

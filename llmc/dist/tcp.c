@@ -26,8 +26,8 @@ enum {
     TICK = 100                  /* milliseconds after which an idle exchange looks at its limit */
 };
 
-typedef enum { REDUCE_SCATTER, REDUCE_SCATTER_BF16, ALL_GATHER, ALL_REDUCE, BROADCAST, KINDS } Kind;
-static const char *const kind_names[KINDS] = {"reduce_scatter", "reduce_scatter in bf16", "all_gather", "all_reduce", "broadcast"};
+typedef enum { REDUCE_SCATTER, REDUCE_SCATTER_BF16, ALL_GATHER, ALL_REDUCE, BROADCAST, CALL, KINDS } Kind;
+static const char *const kind_names[KINDS] = {"reduce_scatter", "reduce_scatter in bf16", "all_gather", "all_reduce", "broadcast", "call"};
 
 typedef struct {
     uint64_t number, bytes;     /* 1 is the communicator's first operation; of the whole data, not of a part */
@@ -57,6 +57,7 @@ struct Operation {
     size_t bytes;
     int root;
     CommTicket ticket;
+    void (*fn)(void *);         /* CALL: with data */
 };
 
 typedef struct {
@@ -365,11 +366,12 @@ static void set_payload(const Tcp *t, int r, double *theirs) {
         if (o->root == t->comm.rank) p->send_bytes = o->bytes;
         if (o->root == r) p->receive_bytes = o->bytes;
         break;
-    case KINDS: break;
+    case CALL: case KINDS: break;
     }
 }
 
 static void run(Tcp *t, const Operation *o) {
+    if (o->kind == CALL) return o->fn(o->data);
     if (t->comm.size == 1) return;
     double *theirs = o->kind == ALL_REDUCE ? xmalloc((size_t)t->comm.size * o->bytes) : NULL;
     t->now = o;
@@ -404,12 +406,13 @@ static void *communicate(void *arg) {
     return NULL;
 }
 
-static CommTicket enqueue(Comm *c, Kind kind, void *data, size_t bytes, int root) {
+static CommTicket enqueue_operation(Comm *c, Operation operation) {
     Tcp *t = (Tcp *)c;
     Operation *o = xmalloc(sizeof *o);
     pthread_mutex_lock(&t->lock);
     CommTicket ticket = ++t->given;
-    *o = (Operation){.kind = kind, .data = bytes ? data : t /* any address: nothing is there */, .bytes = bytes, .root = root, .ticket = ticket};
+    *o = operation;
+    o->ticket = ticket;
     if (t->first) t->last->next = o;
     else t->first = o;
     t->last = o;
@@ -417,6 +420,12 @@ static CommTicket enqueue(Comm *c, Kind kind, void *data, size_t bytes, int root
     pthread_mutex_unlock(&t->lock);
     return ticket;
 }
+
+static CommTicket enqueue(Comm *c, Kind kind, void *data, size_t bytes, int root) {
+    return enqueue_operation(c, (Operation){.kind = kind, .data = bytes ? data : c /* any address: nothing is there */, .bytes = bytes, .root = root});
+}
+
+static CommTicket tcp_call(Comm *c, void (*fn)(void *), void *arg) { return enqueue_operation(c, (Operation){.kind = CALL, .data = arg, .fn = fn}); }
 
 static CommTicket tcp_reduce_scatter(Comm *c, float *data, size_t n, Wire wire) {
     CHECK(n % (size_t)c->size == 0, "%zu elements in %d parts", n, c->size);
@@ -439,7 +448,9 @@ static void tcp_wait(Comm *c, CommTicket ticket) {
     Tcp *t = (Tcp *)c;
     pthread_mutex_lock(&t->lock);
     CHECK(ticket <= t->given, "ticket %llu of %llu", (unsigned long long)ticket, (unsigned long long)t->given);
+    double begin = t->done < ticket ? seconds_now() : 0;
     while (t->done < ticket) pthread_cond_wait(&t->finished, &t->lock);
+    c->waited += begin > 0 ? seconds_now() - begin : 0;
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -498,9 +509,9 @@ static void start_thread(Tcp *t) {
 Comm *tcp_comm_create(int rank, int size, int local_rank, int local_size, const int *sockets, double limit) {
     CHECK(size > 0 && rank >= 0 && rank < size, "rank %d of %d", rank, size);
     Tcp *t = xcalloc(1, sizeof *t);
-    t->comm = (Comm){.name = "tcp", .rank = rank, .size = size, .local_rank = local_rank, .local_size = local_size,
-                     .reduce_scatter = tcp_reduce_scatter, .all_gather = tcp_all_gather, .all_reduce = tcp_all_reduce, .broadcast = tcp_broadcast,
-                     .wait = tcp_wait, .phase = tcp_phase, .destroy = tcp_destroy};
+    t->comm = (Comm){.name = "tcp", .rank = rank, .size = size, .local_rank = local_rank, .local_size = local_size, .reduce_scatter = tcp_reduce_scatter,
+                     .all_gather = tcp_all_gather, .all_reduce = tcp_all_reduce, .broadcast = tcp_broadcast, .call = tcp_call, .wait = tcp_wait,
+                     .phase = tcp_phase, .destroy = tcp_destroy};
     t->peers = xcalloc((size_t)size, sizeof *t->peers);
     t->polled = xcalloc((size_t)size, sizeof *t->polled);
     for (int r = 0; r < size; r++) {

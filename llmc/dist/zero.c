@@ -1,18 +1,30 @@
 /* The ranks' share of a step: what is sent when, and who waits for it. */
 #include "zero.h"
+#include "../base/timer.h"
 #include "../wrap/wrapper.h"
 #include <stdlib.h>
 #include <string.h>
 
+/* What of one unit travels between the ranks: its gradients, or its weights. */
 typedef struct {
+    struct Zero *z;
+    const char *name;
+    size_t unit;
+    Staging *staging;         /* the host's copy, where the backend's memory is not the host's, else NULL */
+    CommTicket ticket;        /* 0: nothing is under way */
+    size_t marker;            /* between devices: the end of its operations in their queue */
+    double began;             /* the communicator's thread alone */
+} Flight;
+
+typedef struct Zero {
     Wrapper w;
-    Comm *comm;
+    Comm *comm, *devices;     /* devices: NULL, or carries what travels from device to device */
     Wire wire;
     const GPT2 *model;        /* NULL before zero_attach */
-    CommTicket *reduced, *gathered; /* by unit; 0: nothing is under way */
-    /* Host copies of gradients and weights, where the backend's memory is not the host's */
-    float *grads;
-    char *params;
+    Flight *grads, *params;   /* (n_units) */
+    size_t n_flights;         /* of each */
+    ZeroSpan span;            /* NULL: nobody wants to know */
+    void *span_context;
 } Zero;
 
 static Zero *zero_of(Backend *b) { return (Zero *)b; }
@@ -21,8 +33,14 @@ static bool at_work(const Zero *z) { return z->model && !z->w.planning; }
 static size_t unit_begin(const Zero *z, size_t unit) { return z->model->layout.unit_begin[unit]; }
 static size_t unit_elements(const Zero *z, size_t unit) { return unit_begin(z, unit + 1) - unit_begin(z, unit); }
 
-static float *host_grads(const Zero *z, size_t at) { return (z->grads ? z->grads : z->model->grads.p) + at; }
-static char *host_params(const Zero *z, size_t at) { return (z->params ? z->params : (char *)z->model->params.p) + at * z->w.backend.elem_bytes; }
+static float *host_grads(const Zero *z, size_t unit) {
+    Staging *s = z->grads[unit].staging;
+    return s ? (float *)(void *)s->host : z->model->grads.p + unit_begin(z, unit);
+}
+static char *host_params(const Zero *z, size_t unit) {
+    Staging *s = z->params[unit].staging;
+    return s ? s->host : (char *)z->model->params.p + unit_begin(z, unit) * z->w.backend.elem_bytes;
+}
 
 /* Which unit holds element `at` of the flat space. */
 static size_t unit_at(const Zero *z, size_t at) {
@@ -31,36 +49,88 @@ static size_t unit_at(const Zero *z, size_t at) {
     return unit;
 }
 
+/* ---- what is under way -------------------------------------------------------------------------------------------- */
+
+/* Both run on the communicator's thread, before and after a flight's operations: it is that thread that waits for the copy from the device, while the
+ * host issues on and the device computes on. */
+static void flight_begins(void *arg) {
+    Flight *f = arg;
+    Backend *inner = f->z->w.backend.inner;
+    if (f->staging) inner->fetch_wait(inner, f->staging);
+    f->began = seconds_now();
+}
+static void flight_ends(void *arg) {
+    Flight *f = arg;
+    if (f->z->span) f->z->span(f->z->span_context, "ranks", f->name, f->unit, f->began, seconds_now());
+}
+
+/* Who carries what travels; from here on it is behind the ops issued so far. */
+static Comm *carrier(Zero *z) {
+    Backend *inner = z->w.backend.inner;
+    if (z->devices) inner->side_begin(inner);
+    return z->devices ? z->devices : z->comm;
+}
+
+static void flight_sent(Flight *f, Comm *c) {
+    Backend *inner = f->z->w.backend.inner;
+    f->ticket = c->call(c, flight_ends, f);
+    if (f->z->devices) inner->side_end(inner, f->marker);
+}
+
+static void flight_wait(Flight *f) {
+    Zero *z = f->z;
+    Backend *inner = z->w.backend.inner;
+    if (z->devices) {
+        f->ticket = 0;
+        inner->side_wait(inner, f->marker);
+        return;
+    }
+    double begin = seconds_now();
+    z->comm->wait(z->comm, f->ticket);
+    f->ticket = 0;
+    if (z->span) z->span(z->span_context, "waiting for ranks", f->name, f->unit, begin, seconds_now());
+}
+
 /* ---- gradients ---------------------------------------------------------------------------------------------------- */
 
 static void grads_final(Zero *z, size_t unit) {
     Backend *inner = z->w.backend.inner;
-    Comm *c = z->comm;
-    size_t begin = unit_begin(z, unit), n = unit_elements(z, unit);
-    if (z->grads) inner->download(inner, z->grads + begin, z->model->grads.p + begin, n * sizeof(float));
-    z->reduced[unit] = c->reduce_scatter(c, host_grads(z, begin), n, z->wire);
-    if (!z->model->ranks.sharded) z->reduced[unit] = c->all_gather(c, host_grads(z, begin), n * sizeof(float));
+    Comm *c = carrier(z);
+    Flight *f = &z->grads[unit];
+    size_t n = unit_elements(z, unit);
+    if (f->staging) inner->fetch(inner, f->staging, 0, z->model->grads.p + unit_begin(z, unit), n * sizeof(float));
+    c->call(c, flight_begins, f);
+    c->reduce_scatter(c, host_grads(z, unit), n, z->wire);
+    if (!z->model->ranks.sharded) c->all_gather(c, host_grads(z, unit), n * sizeof(float));
+    flight_sent(f, c);
 }
 
 /* Sums are there before the norm is taken of them. */
 static void await_grads(Zero *z, size_t unit) {
     Backend *inner = z->w.backend.inner;
-    z->comm->wait(z->comm, z->reduced[unit]);
-    if (z->grads && z->reduced[unit]) {
-        UnitPart p = gpt2_updated(z->model, unit);
-        inner->upload(inner, z->model->grads.p + p.first, z->grads + p.first, p.n * sizeof(float));
-    }
-    z->reduced[unit] = 0;
+    Flight *f = &z->grads[unit];
+    if (!f->ticket) return;
+    flight_wait(f);
+    if (!f->staging) return;
+    UnitPart p = gpt2_updated(z->model, unit);
+    inner->bring(inner, z->model->grads.p + p.first, f->staging, (p.first - unit_begin(z, unit)) * sizeof(float), p.n * sizeof(float));
 }
 
 /* ---- the decision ------------------------------------------------------------------------------------------------- */
 
-typedef struct { double loss_sum, sum_squares, stop; } Sums;
-_Static_assert(offsetof(StepState, stop) - offsetof(StepState, loss_sum) == offsetof(Sums, stop), "the sums of StepState lie together");
+typedef struct { double loss_sum, sum_squares, wishes; } Sums;
+_Static_assert(offsetof(StepState, wishes) - offsetof(StepState, loss_sum) == offsetof(Sums, wishes), "the sums of StepState lie together");
 
 static void sum_state(Zero *z, Step step) {
     Backend *inner = z->w.backend.inner;
     Sums sums;
+    if (z->devices) {
+        size_t marker = 2 * z->n_flights;
+        carrier(z)->all_reduce(z->devices, &step.p->loss_sum, sizeof sums / sizeof(double));
+        inner->side_end(inner, marker);
+        inner->side_wait(inner, marker);
+        return;
+    }
     inner->download(inner, &sums, &step.p->loss_sum, sizeof sums);
     comm_sum(z->comm, (double *)&sums, sizeof sums / sizeof(double));
     inner->upload(inner, &step.p->loss_sum, &sums, sizeof sums);
@@ -72,19 +142,22 @@ static void sum_state(Zero *z, Step step) {
 static void gather_params(Zero *z, const void *params) {
     Backend *b = &z->w.backend, *inner = b->inner;
     if (!z->model->ranks.sharded) return;
+    Comm *c = carrier(z);
     size_t unit = unit_at(z, (size_t)((const char *)params - (const char *)z->model->params.p) / b->elem_bytes);
+    Flight *f = &z->params[unit];
     UnitPart p = gpt2_part(z->model, unit);
-    if (z->params) inner->download(inner, host_params(z, p.first), (const char *)z->model->params.p + p.first * b->elem_bytes, p.n * b->elem_bytes);
-    z->gathered[unit] = z->comm->all_gather(z->comm, host_params(z, unit_begin(z, unit)), unit_elements(z, unit) * b->elem_bytes);
+    if (f->staging) inner->fetch(inner, f->staging, (p.first - unit_begin(z, unit)) * b->elem_bytes, (const char *)z->model->params.p + p.first * b->elem_bytes, p.n * b->elem_bytes);
+    c->call(c, flight_begins, f);
+    c->all_gather(c, host_params(z, unit), unit_elements(z, unit) * b->elem_bytes);
+    flight_sent(f, c);
 }
 
 static void await_params(Zero *z, size_t unit) {
     Backend *b = &z->w.backend, *inner = b->inner;
-    if (!z->gathered[unit]) return;
-    z->comm->wait(z->comm, z->gathered[unit]);
-    z->gathered[unit] = 0;
-    size_t begin = unit_begin(z, unit);
-    if (z->params) inner->upload(inner, (char *)z->model->params.p + begin * b->elem_bytes, host_params(z, begin), unit_elements(z, unit) * b->elem_bytes);
+    Flight *f = &z->params[unit];
+    if (!f->ticket) return;
+    flight_wait(f);
+    if (f->staging) inner->bring(inner, (char *)z->model->params.p + unit_begin(z, unit) * b->elem_bytes, f->staging, 0, unit_elements(z, unit) * b->elem_bytes);
 }
 
 static void await_all_params(Zero *z) {
@@ -129,13 +202,21 @@ static void zero_release(Backend *b, void *p) {
     wrapper_release(b, p);
 }
 
-static void zero_destroy(Backend *b) {
-    Zero *z = zero_of(b);
-    await_all_params(z);
-    free(z->reduced);
-    free(z->gathered);
+static void forget_flights(Zero *z) {
+    Backend *inner = z->w.backend.inner;
+    for (size_t i = 0; i < z->n_flights; i++) {
+        inner->staging_destroy(inner, z->grads[i].staging);
+        inner->staging_destroy(inner, z->params[i].staging);
+    }
     free(z->grads);
     free(z->params);
+    z->grads = z->params = NULL;
+    z->n_flights = 0;
+}
+
+static void zero_destroy(Backend *b) {
+    await_all_params(zero_of(b));
+    forget_flights(zero_of(b));
     wrapper_destroy(b);
 }
 
@@ -153,16 +234,38 @@ Backend *zero_backend_create(Backend *inner, Comm *comm, Wire wire) {
     return b;
 }
 
-void zero_attach(Backend *b, const GPT2 *model) {
+void zero_between_devices(Backend *b, Comm *devices) {
+    Zero *z = zero_of(b);
+    CHECK(!z->model && b->side_begin && devices->rank == z->comm->rank && devices->size == z->comm->size && z->wire == WIRE_FLOAT32, "%s between %s devices", devices->name, b->name);
+    z->devices = devices;
+}
+
+bool zero_attach(Backend *b, const GPT2 *model, Error *e) {
     Zero *z = zero_of(b);
     const Ranks *r = &model->ranks;
-    size_t n = model->layout.n_elements;
+    size_t n = model->layout.n_units;
     CHECK(!z->model && r->rank == (size_t)z->comm->rank && r->n == (size_t)z->comm->size, "rank %zu of %zu on rank %d of %d", r->rank, r->n, z->comm->rank,
           z->comm->size);
+    forget_flights(z);
     z->model = model;
-    z->reduced = xcalloc(model->layout.n_units, sizeof *z->reduced);
-    z->gathered = xcalloc(model->layout.n_units, sizeof *z->gathered);
-    if (b->host_memory) return;
-    z->grads = xmalloc(n * sizeof *z->grads);
-    if (r->sharded) z->params = xmalloc(n * b->elem_bytes);
+    z->grads = xcalloc(n, sizeof *z->grads);
+    z->params = xcalloc(n, sizeof *z->params);
+    z->n_flights = n;
+    for (size_t unit = 0; unit < n; unit++) {
+        Flight *g = &z->grads[unit], *p = &z->params[unit];
+        *g = (Flight){.z = z, .name = "gradients", .unit = unit, .marker = unit};
+        *p = (Flight){.z = z, .name = "weights", .unit = unit, .marker = n + unit};
+        if (b->host_memory || z->devices) continue;
+        if (!(g->staging = b->staging_create(b, "gradients of a unit", unit_elements(z, unit) * sizeof(float), e))) return false;
+        if (r->sharded && !(p->staging = b->staging_create(b, "weights of a unit", unit_elements(z, unit) * b->elem_bytes, e))) return false;
+    }
+    return true;
+}
+
+void zero_spans(Backend *b, ZeroSpan span, void *context) {
+    Zero *z = zero_of(b);
+    await_all_params(z);
+    if (z->devices) wrapper_sync(b); /* also what is called when the queue gets there */
+    z->span = span;
+    z->span_context = context;
 }

@@ -1,5 +1,5 @@
-/* Saving, finding and loading checkpoints. A save happens under a hidden name; one rename makes it visible, complete and durable.
- * File contents: model_files.c, state_json.c, manifest.c. What is removed: retain.c. */
+/* Finding and loading checkpoints, and exporting models. Saving: save.c. File contents: model_files.c, state_json.c, manifest.c. What is removed:
+ * retain.c. */
 #include "checkpoint_private.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -18,121 +18,9 @@ bool run_id_create(char run_id[33]) {
     return true;
 }
 
-/* ---- saving ---- */
-
-/* Checkpoints of another run in the directory are never mixed with ours. Unreadable ones belong to nobody. */
-static bool run_check(const char *run_dir, const RunIdentity *id, Error *e) {
-    StepDir *dirs;
-    size_t n;
-    if (!steps_list(run_dir, &dirs, &n, e)) return false;
-    bool ok = true;
-    for (size_t i = 0; ok && i < n; i++) {
-        Manifest m;
-        if (!manifest_read(dirs[i].path, &m, NULL)) continue;
-        if (strcmp(m.run_id, id->run_id) != 0)
-            ok = fail(e, EXIT_USAGE, "%s belongs to run %s, this is run %s; choose another --out, or resume that run (--resume auto)",
-                      dirs[i].path, m.run_id, id->run_id);
-        manifest_free(&m);
-    }
-    steps_free(dirs, n);
-    return ok;
-}
-
-/* Parts that the other ranks have written go into rank 0's manifest. */
-static void collect_parts(Manifest *m, Comm *comm) {
-    char *mine = comm->rank && m->n ? part_to_text(&m->parts[0]) : NULL, **texts = comm_gather_texts(comm, mine);
-    for (int r = 1; texts && r < comm->size; r++)
-        if (texts[r]) CHECK(part_from_text(m, texts[r]), "rank %d describes its file as %s", r, texts[r]);
-    for (int r = 0; texts && r < comm->size; r++) free(texts[r]);
-    free(texts);
-    free(mine);
-}
-
-static bool write_rest(const char *dir, const TrainState *state, const RunIdentity *id, Manifest *m, Error *e) {
-    char *text = state_to_json(state, id);
-    bool ok = write_text_file(dir, "training_state.json", text, m, e) && manifest_write(dir, m, e) && dir_sync(dir, e);
-    free(text);
-    return ok;
-}
-
-/* Called by all ranks. Where each holds a whole copy of m and v, rank 0's is written. */
-static bool write_checkpoint(const char *dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Comm *comm, Error *e) {
-    Manifest m = {.step = state->step};
-    bool first = comm->rank == 0, ok = true;
-    snprintf(m.run_id, sizeof m.run_id, "%s", id->run_id);
-    if (first) ok = write_model_files(dir, model, comm, id->tokenizer_dir, &m, e);
-    else join_model_files(model, comm);
-    ok = ok && (!(first || model->ranks.sharded) || write_optimizer_file(dir, model, &m, e));
-    ok = comm_agree(comm, ok, e);
-    if (ok) collect_parts(&m, comm);
-    ok = ok && (!first || write_rest(dir, state, id, &m, e));
-    manifest_free(&m);
-    return ok;
-}
-
-/* Gives the finished directory its name. A directory that has the name already is first renamed to NAME.replaced, under which a valid
- * copy is still found, so that at every moment one of the two is there to resume from. */
-static bool publish(const char *temporary, const char *final, Error *e) {
-    char *replaced = xasprintf("%s.replaced", final);
-    bool had = path_exists(final);
-    bool ok = !had || (checkpoint_verify(final, NULL) ? path_remove_tree(replaced, e) && path_rename(final, replaced, e)
-                                                      : path_remove_tree(final, e));
-    ok = ok && path_rename(temporary, final, e);
-    if (ok) ok = path_remove_tree(replaced, e);  /* the new copy is in place and durable */
-    else if (had && !path_exists(final) && path_exists(replaced)) path_rename(replaced, final, NULL);
-    free(replaced);
-    return ok;
-}
-
-/* True when `final` is a valid checkpoint of the same state: saving again after a resume at that step. The time spent may differ. */
-static bool already_saved(const char *final, const TrainState *state, const RunIdentity *id) {
-    if (!path_exists(final) || !checkpoint_verify(final, NULL)) return false;
-    TrainState recorded;
-    char run_id[33];
-    json_t *root;
-    if (!state_read(final, &root, &recorded, run_id, NULL)) return false;
-    TrainState now = *state;
-    now.seconds = recorded.seconds;
-    char *a = state_to_json(&recorded, id), *b = state_to_json(&now, id);
-    bool same = strcmp(a, b) == 0 && strcmp(run_id, id->run_id) == 0 && facts_compare(final, root, id, NULL, NULL);
-    free(a);
-    free(b);
-    json_decref(root);
-    return same;
-}
-
-static bool save_as(const char *run_dir, const char *final, const GPT2 *model, const TrainState *state, const RunIdentity *id, Comm *comm, Error *e) {
-    char *temporary = xasprintf("%s/.tmp-step_%08lld", run_dir, (long long)state->step);
-    bool first = comm->rank == 0, ok = comm_agree(comm, !first || (path_remove_tree(temporary, e) && dir_create(temporary, e)), e);
-    ok = ok && write_checkpoint(temporary, model, state, id, comm, e) && (!first || publish(temporary, final, e));
-    ok = comm_agree(comm, ok, e);
-    if (!ok && first) path_remove_tree(temporary, NULL);
-    free(temporary);
-    return ok;
-}
-
-bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e) {
-    CHECK(model->m.p && state->step >= 0 && id->run_id[0], "step %lld of run \"%s\"", (long long)state->step, id->run_id);
-    Comm *alone = id->comm ? NULL : comm_alone(), *comm = alone ? alone : id->comm;
-    Error ours = {0};
-    char *final = xasprintf("%s/step_%08lld", run_dir, (long long)state->step);
-    double already = comm->rank == 0 && run_check(run_dir, id, &ours) && already_saved(final, state, id);
-    bool ok = comm_agree(comm, !ours.code, &ours), other_run = !ok;
-    if (ok) comm_sum(comm, &already, 1);
-    ok = ok && (already > 0 || save_as(run_dir, final, model, state, id, comm, &ours));
-    if (!ok && !other_run) {
-        fail_in(&ours, "the checkpoint of step %lld was not saved (earlier ones are untouched)", (long long)state->step);
-        ours.code = EXIT_STORAGE;
-    }
-    if (!ok && e) *e = ours;
-    if (alone) alone->destroy(alone);
-    free(final);
-    return ok;
-}
-
 bool export_model(const char *dir, const GPT2 *model, const char *tokenizer_dir, Error *e) {
     Manifest m = {0};
-    bool ok = dir_create(dir, e) && write_model_files(dir, model, NULL, tokenizer_dir, &m, e) && dir_sync(dir, e);
+    bool ok = dir_create(dir, e) && write_model_files(dir, &(Source){.model = model}, tokenizer_dir, &m, e) && dir_sync(dir, e);
     manifest_free(&m);
     return ok;
 }

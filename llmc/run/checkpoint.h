@@ -39,6 +39,21 @@ bool run_id_create(char run_id[33]);
 /* Writes RUN/step_N: rank 0 the model and what describes it, each rank its part of the optimizer state; one failure fails all. Previous checkpoints are untouched whatever happens. EXIT_STORAGE; EXIT_USAGE when the directory holds another run's.
  * A step_N of the same state is kept as it is; another is replaced (for a moment it is step_N.replaced, which is also found). */
 bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, Error *e);
+/* The same in parts, all called by all ranks alike: begin copies what is saved to the host and has threads write it, which touch nothing but the
+ * copies and files; training may go on. The files are those of checkpoint_save, byte for byte. Until finish, nothing of the checkpoint is seen,
+ * and model (its values may change), facts' owner and tokenizer_dir stay. One save at a time in a run directory. */
+typedef struct Saving Saving;
+typedef struct {
+    bool apart;               /* false, or where memory for copies lacks (said on `report`): begin has written the files when it returns */
+    int keep;                 /* checkpoint_retain follows the save; 0: it does not */
+    int64_t keep_every;
+    FILE *report;             /* may be NULL */
+} SaveHow;
+Saving *checkpoint_begin(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, const SaveHow *how, Error *e); /* NULL: failed on all */
+bool checkpoint_ready(Saving *s);               /* asked between steps: does what is due; true when finish will not wait. One number travels, behind the step's own */
+bool checkpoint_finish(Saving *s, Error *e);    /* waits for all ranks' files, makes them the checkpoint, frees s; one failure is all ranks' */
+void checkpoint_abandon(Saving *s);             /* by a rank that leaves alone: waits for its own files, and leaves what is there hidden */
+size_t checkpoint_copy_bytes(const GPT2Config *config, Ranks ranks); /* host memory of begin's copies, on rank 0 */
 /* Removes what keep_last and keep_every leave out, and temporary left-overs of this run; never the only valid one. keep_last >= 1 valid
  * ones stay, and steps that keep_every divides (0 = none); damaged ones go only when keep_last newer valid ones exist. */
 bool checkpoint_retain(const char *run_dir, int keep_last, int64_t keep_every, Error *e);

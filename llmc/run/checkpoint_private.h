@@ -1,5 +1,5 @@
-/* What the files behind checkpoint.h share: safetensors.c, manifest.c, model_files.c, state_json.c, retain.c, checkpoint.c, import.c,
- * import_bin.c. Nothing outside llmc/run includes it, except the tests of retention's decision. */
+/* What the files behind checkpoint.h share: safetensors.c, manifest.c, model_files.c, state_json.c, retain.c, checkpoint.c, save.c,
+ * import.c, import_bin.c. Nothing outside llmc/run includes it, except the tests of retention's decision. */
 #ifndef LLMC_RUN_CHECKPOINT_PRIVATE_H
 #define LLMC_RUN_CHECKPOINT_PRIVATE_H
 #include "checkpoint.h"
@@ -41,12 +41,24 @@ bool manifest_read(const char *dir, Manifest *m, Error *e);         /* EXIT_DATA
 /* All files there, none that is not listed, sizes right; deep: checksums and safetensors headers too. */
 bool manifest_check(const char *dir, const Manifest *m, bool deep, Error *e);
 
+/* ---- what a save writes from: the model itself, in the thread that trains it, or host copies, which any thread may read ---- */
+typedef struct {
+    const GPT2 *model;        /* with copies: its layout and configuration alone are looked at */
+    Comm *comm;               /* may be NULL for one rank without copies */
+    float *copies;            /* NULL: the model itself. Else of this memory: */
+    float *master, *m, *v;    /* (n_elements) on rank 0, none elsewhere; m and v as this rank holds them, none where rank 0 writes them for all */
+} Source;
+size_t source_bytes(size_t n_elements, Ranks ranks);  /* of the copies */
+bool source_reserve(Source *s);                       /* false: no memory for copies */
+void source_copy(Source *s);                          /* all ranks together */
+void source_free(Source *s);
+
 /* ---- files of a checkpoint; each adds itself to the manifest ---- */
-/* Where the ranks hold parts of the master weights, all others call join_model_files meanwhile; comm may be NULL for one rank. */
-bool write_model_files(const char *dir, const GPT2 *model, Comm *comm, const char *tokenizer_dir, Manifest *m, Error *e);
-void join_model_files(const GPT2 *model, Comm *comm);
+/* From the model itself, where the ranks hold parts of the master weights, all others call join_model_files meanwhile. */
+bool write_model_files(const char *dir, const Source *s, const char *tokenizer_dir, Manifest *m, Error *e);
+void join_model_files(const Source *s);
 StTensor file_tensor(const ParamTensor *t, uint64_t begin);        /* name, dtype, shape as a file holds it */
-bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error *e); /* what this rank holds; nothing: no file */
+bool write_optimizer_file(const char *dir, const Source *s, Manifest *m, Error *e); /* what this rank holds; nothing: no file */
 bool write_text_file(const char *dir, const char *name, const char *text, Manifest *m, Error *e);
 
 /* The optimizer files of a checkpoint, opened and found to cover every element of m and v once. */

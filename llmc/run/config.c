@@ -1,5 +1,9 @@
 /* The table of options, and the checks that concern more than one of them. */
 #include "config.h"
+#include "../base/gpus.h"
+#include "../base/timer.h"
+#include "together.h"
+#include <stdlib.h>
 #include <string.h>
 
 #define AT(field) offsetof(Config, field)
@@ -20,10 +24,12 @@ static const Option options[] = {
     {"out", OPT_STRING, AT(out), NULL, 0, 0, NULL, "Run", "DIR", "run directory: checkpoints (step_N), metrics.jsonl, config.txt, and the token files made from text"},
     {"resume", OPT_CHOICE, AT(resume), "auto", 0, 0, "auto|never", "Run", "HOW", "auto: continue from the newest valid checkpoint in --out; never: refuse a directory that holds one"},
     {"save-every", OPT_INT, AT(save_every), "500", 0, 1e15, NULL, "Run", "N", "write a checkpoint every N steps, besides the one at the end or at a stop; 0: only those"},
+    {"save-async", OPT_CHOICE, AT(save_async), "on", 0, 0, "on|off", "Run", "HOW", "on: copy what is saved to the host's memory and train on while it is written; off: wait for it; same files"},
     {"keep", OPT_INT, AT(keep), "3", 1, 1e9, NULL, "Run", "K", "keep the newest K checkpoints, remove older ones"},
     {"keep-every", OPT_INT, AT(keep_every), "0", 0, 1e15, NULL, "Run", "M", "but keep every checkpoint whose step is a multiple of M; 0: none"},
     {"allow-change", OPT_STRING, AT(allow_change), NULL, 0, 0, NULL, "Run", "CLASSES", "let a resumed run differ in what is otherwise refused: data, tokenizer, batch, schedule, optimizer, device, seed (comma separated)"},
     {"log-every", OPT_INT, AT(log_every), "1", 1, 1e9, NULL, "Run", "N", "print a line every N steps; metrics.jsonl has all steps"},
+    {"max-time", OPT_STRING, AT(max_time), NULL, 0, 0, NULL, "Run", "TIME", "save and exit with code 75 before this process is so old (3h, 45m, 1h30m, 90s; the save included); likewise when a file STOP appears in --out; a file SAVE there: a checkpoint now"},
     {"trace", OPT_STRING, AT(trace), NULL, 0, 0, NULL, "Run", "FILE", "write a timeline of the first steps that chrome://tracing or Perfetto opens"},
     {"trace-steps", OPT_INT, AT(trace_steps), "5", 1, 1e6, NULL, "Run", "N", "how many steps the timeline covers"},
     {"config", OPT_STRING, AT(config), NULL, 0, 0, NULL, "Run", "FILE", "read options from lines `name = value` (a run's config.txt is one); the command line wins"},
@@ -64,13 +70,24 @@ static const Option options[] = {
     {"top-p", OPT_FLOAT, AT(top_p), "1", 0, 1, NULL, "Generation", "P", "choose among the fewest likeliest tokens that together have probability P"},
 
     {"processes", OPT_INT, AT(processes), "1", 1, 1 << 20, NULL, "Several processes", "N", "start N processes here that train one model together (under mpirun, srun or torchrun's variables it is they that start them); with --dry-run: plan for N"},
+    {"gpus", OPT_INT, AT(gpus), NULL, 1, 1024, NULL, "Several processes", "N", "start N processes here, one for each GPU: --processes N with --device cuda; with --dry-run: predict a run on nodes of N GPUs: memory of each, time of a step, MFU, tokens a day, time and cost"},
+    {"share-gpus", OPT_BOOL, AT(share_gpus), NULL, 0, 0, NULL, "Several processes", NULL, "let several processes use one GPU; without it, more processes on a machine than GPUs are an error"},
     {"zero", OPT_CHOICE, AT(zero), "auto", 0, 0, "auto|0|1", "Several processes", "STAGE", "1: each process holds its part of AdamW's state (ZeRO-1); 0: each holds all; same bits; auto: 1"},
     {"reduce-dtype", OPT_CHOICE, AT(reduce_dtype), "fp32", 0, 0, "fp32|bf16", "Several processes", "NAME", "number format of gradients on their way between processes"},
+    {"transport", OPT_CHOICE, AT(transport), "auto", 0, 0, "auto|nccl|host", "Several processes", "HOW", "nccl: from GPU to GPU by NCCL, each process with a GPU of its own; host: through the processes' memory; auto: NCCL where it can be had and gradients travel in fp32"},
     {"timeout", OPT_FLOAT, AT(timeout), "300", 1, 1e6, NULL, "Several processes", "SECONDS", "how long a process waits for the others in a step before the run ends with exit code 6 and says where each was; start, saving and validation may take ten times as long"},
+    {"check-replicas", OPT_INT, AT(check_replicas), "100", 0, 1e12, NULL, "Several processes", "M", "every M steps and before each save, compare what all processes hold alike; a difference ends the run with exit code 9; 0: never"},
     {"rank-logs", OPT_STRING, AT(rank_logs), NULL, 0, 0, NULL, "Several processes", "DIR", "each process but the first writes what it says to DIR/rank-NNNN.log; without it only the first one speaks"},
 
+    {"nodes", OPT_INT, AT(nodes), NULL, 1, 1024, NULL, "Plan (with --dry-run)", "M", "predict for M nodes of --gpus each; without it, one"},
+    {"gpu-name", OPT_CHOICE, AT(gpu_name), NULL, 0, 0, GPU_NAMES, "Plan (with --dry-run)", "NAME", "which GPU; without it, H100"},
+    {"assume-mfu", OPT_FLOAT, AT(assume_mfu), NULL, 0.001, 1, NULL, "Plan (with --dry-run)", "F", "MFU of a GPU while it computes, as you measured it; without it, what others reported for such a model"},
+    {"network", OPT_FLOAT, AT(network), NULL, 0.001, 1e6, NULL, "Plan (with --dry-run)", "GB/S", "what a node sends to the other nodes, all its adapters together, in gigabytes a second; without it, 50 (one adapter of 400 Gbit/s)"},
+    {"bus", OPT_FLOAT, AT(bus), NULL, 0.001, 1e6, NULL, "Plan (with --dry-run)", "GB/S", "bus bandwidth of a reduce-scatter inside a node; without it, of --gpu-name's link (H100: 370)"},
+    {"gpu-price", OPT_FLOAT, AT(gpu_price), NULL, 0, 1e6, NULL, "Plan (with --dry-run)", "X", "price of a GPU an hour, for the cost"},
+
     {"device", OPT_CHOICE, AT(device), "auto", 0, 0, "auto|cpu|cuda|emu", "Machine", "NAME", "where to compute; auto: a GPU where the program is built with CUDA and one is there, else the CPU; emu: CUDA emulated on a CPU, in test builds"},
-    {"gpu", OPT_INT, AT(gpu), "0", 0, 1023, NULL, "Machine", "N", "which of the visible GPUs"},
+    {"gpu", OPT_INT, AT(gpu), "0", 0, 1023, NULL, "Machine", "N", "which of the visible GPUs; with several processes, that of the first one on each machine"},
     {"dtype", OPT_CHOICE, AT(dtype), "auto", 0, 0, "auto|fp32|bf16", "Machine", "NAME", "number format of weights and activations (master weights, moments and gradients are fp32 in any case); auto: bf16 on a GPU, fp32 on the CPU, which has no other"},
     {"rounding", OPT_CHOICE, AT(rounding), "nearest", 0, 0, "nearest|stochastic", "Machine", "HOW", "how master weights are rounded to bf16 weights; with fp32 there is nothing to round"},
     {"attention", OPT_CHOICE, AT(attention), "ours", 0, 0, "ours|cudnn", "Machine", "WHOSE", "attention on a GPU in bf16: own kernels, or cuDNN's where the build has it"},
@@ -118,18 +135,43 @@ static bool check_allow_change(const Config *c, Error *e) {
     return true;
 }
 
+int64_t config_planned_ranks(const Config *c) { return c->gpus ? c->gpus * (c->nodes ? c->nodes : 1) : c->processes; }
+
+static bool check_plan(const Config *c, Error *e) {
+    const char *given = c->nodes ? "nodes" : c->gpu_name ? "gpu-name" : c->assume_mfu > 0 ? "assume-mfu" : c->network > 0 ? "network" : c->bus > 0 ? "bus" :
+                        c->gpu_price > 0 ? "gpu-price" : NULL;
+    int64_t ranks = config_planned_ranks(c);
+    if (given && !c->dry_run) return fail(e, EXIT_USAGE, "--%s is for a plan: give --dry-run too, or leave it out", given);
+    if (given && !c->gpus) return fail(e, EXIT_USAGE, "--%s is for a plan of GPUs: give --gpus N, the GPUs of a node", given);
+    if (!c->gpus || !c->dry_run) return true;
+    if (c->processes > 1 && c->processes != ranks)
+        return fail(e, EXIT_USAGE, "--processes %lld contradicts --gpus %lld x --nodes %lld = %lld, one process a GPU; leave --processes out",
+                    (long long)c->processes, (long long)c->gpus, (long long)(ranks / c->gpus), (long long)ranks);
+    if (strcmp(c->device, "auto") != 0 && strcmp(c->device, "cuda") != 0)
+        return fail(e, EXIT_USAGE, "--gpus contradicts --device %s; leave one of them out", c->device);
+    if (strcmp(c->dtype, "fp32") == 0)
+        return fail(e, EXIT_USAGE, "--gpus predicts bf16 alone, whose peaks are known; found --dtype fp32; leave it out, or plan memory alone with --processes");
+    return true;
+}
+
 static bool check_together(const Config *c, Error *e) {
     if (c->eval_only + c->generate + c->dry_run > 1)
         return fail(e, EXIT_USAGE, "--eval-only, --generate and --dry-run exclude each other; give one");
     if ((c->steps > 0) + (c->tokens > 0) + (c->epochs > 0) > 1)
         return fail(e, EXIT_USAGE, "--steps, --tokens and --epochs exclude each other; give one");
-    if (c->dry_run && !c->batch) return fail(e, EXIT_USAGE, "--batch auto looks at the memory that is free; with --dry-run give a number");
+    if (c->dry_run && !c->batch && !c->gpus) return fail(e, EXIT_USAGE, "--batch auto looks at the memory that is free; with --dry-run give a number, or --gpus N");
+    if (!c->dry_run && c->gpus && c->processes > 1 && c->processes != c->gpus)
+        return fail(e, EXIT_USAGE, "--gpus %lld starts one process for each, found --processes %lld; give one of them", (long long)c->gpus, (long long)c->processes);
+    if (!c->dry_run && c->gpus && strcmp(c->device, "cpu") == 0) return fail(e, EXIT_USAGE, "--gpus %lld contradicts --device cpu; use --processes", (long long)c->gpus);
+    if (c->max_time && duration_parse(c->max_time) < 0) return fail(e, EXIT_USAGE, "--max-time: found \"%s\", expected a time such as 3h, 45m, 1h30m, 90s", c->max_time);
+    if (strcmp(c->transport, "nccl") == 0 && (c->share_gpus || strcmp(c->reduce_dtype, "bf16") == 0))
+        return fail(e, EXIT_USAGE, "--transport nccl needs %s; use --transport host", c->share_gpus ? "a GPU for each process, found --share-gpus" : "--reduce-dtype fp32, found bf16");
     if (c->processes > 1 && (c->eval_only || c->generate))
         return fail(e, EXIT_USAGE, "--%s runs in one process, found --processes %lld", c->eval_only ? "eval-only" : "generate", (long long)c->processes);
     if ((c->eval_only || c->generate) && !c->init_from)
         return fail(e, EXIT_USAGE, "--%s needs a model: give --init-from PATH", c->eval_only ? "eval-only" : "generate");
     if (c->eval_only && !c->val) return fail(e, EXIT_USAGE, "--eval-only needs data: give --val PATH");
-    if (!check_allow_change(c, e)) return false;
+    if (!check_allow_change(c, e) || !check_plan(c, e)) return false;
     if (c->eval_only || c->generate || c->dry_run) return true;
     if (!c->data) return fail(e, EXIT_USAGE, "no training data: give --data PATH (a text file or token shards); --help lists the options");
     if (!c->out) return fail(e, EXIT_USAGE, "no run directory: give --out DIR (new, or one to continue)");
@@ -138,8 +180,14 @@ static bool check_together(const Config *c, Error *e) {
 
 bool config_parse(Config *c, int argc, char **argv, Error *e) {
     memset(c, 0, sizeof *c);
+    c->started = seconds_now();
     if (!options_parse(&config_table, c, NULL, argc, argv, NULL, NULL, e)) return false;
-    if (c->help || c->version || check_together(c, e)) return true;
+    if (c->help || c->version) return true;
+    if (check_together(c, e)) {
+        if (c->gpus) c->processes = c->gpus;
+        if (c->gpus && strcmp(c->device, "auto") == 0) free((char *)c->device), c->device = xstrdup("cuda");
+        return true;
+    }
     config_free(c);
     return false;
 }

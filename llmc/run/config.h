@@ -17,7 +17,8 @@ typedef struct {
     const char *model, *init_from;
     int64_t layers, channels, heads, seq_len;
     /* run */
-    const char *out, *resume, *allow_change, *config, *trace;
+    const char *out, *resume, *allow_change, *config, *trace, *max_time, *save_async;
+    double started;                  /* not an option: when this process began, on the clock seconds_now() */
     int64_t save_every, keep, keep_every, log_every, trace_steps;
     /* batch and length */
     int64_t batch /* 0: auto */, total_batch, steps, tokens, epochs;
@@ -36,9 +37,14 @@ typedef struct {
     int64_t threads, head_chunk, gpu;
     bool print_plans, gpu_stats;
     /* ranks */
-    int64_t processes;
-    const char *zero, *reduce_dtype, *rank_logs;
+    int64_t processes, gpus, check_replicas;
+    bool share_gpus;
+    const char *zero, *reduce_dtype, *transport, *rank_logs;
     double timeout;
+    /* plans past one machine; 0 or NULL: not given */
+    int64_t nodes;
+    const char *gpu_name;
+    double assume_mfu, network, bus, gpu_price;
 } Config;
 
 extern const OptionTable config_table;
@@ -46,6 +52,8 @@ extern const OptionTable config_table;
 /* Parses and checks; *e is EXIT_USAGE with one message, and nothing is left to free. */
 bool config_parse(Config *c, int argc, char **argv, Error *e);
 void config_free(Config *c);
+/* Ranks that --dry-run plans for. */
+int64_t config_planned_ranks(const Config *c);
 /* Is the class ("data", "batch", ...) one of those that --allow-change names? */
 bool change_allowed(const Config *c, const char *class_name);
 

@@ -16,11 +16,11 @@ static const Create create_emu = NULL;
 
 static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
-static Backend *create(Create how, const Config *o, const char *plan_file, Error *e) {
+static Backend *create(Create how, const Config *o, const char *plan_file, int local_rank, int local_size, Error *e) {
     /* A fused GELU is of the unrounded sum; --recompute gelu takes it of what was kept, and would give other bits. */
     bool fuse = is(o->fused_gelu, "auto") ? !is(o->recompute, "gelu") : is(o->fused_gelu, "on");
     CudaOptions options = {.dtype = is(o->dtype, "auto") ? "bf16" : o->dtype, .attention = o->attention, .plan_file = plan_file, .fuse_gelu = fuse,
-                           .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu};
+                           .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1};
     return how(&options, e);
 }
 
@@ -37,7 +37,7 @@ static Backend *open_cpu(const Config *o, const Error *why, char line[DEVICE_LIN
     return b;
 }
 
-Backend *device_open(const Config *o, const char *plan_file, char line[DEVICE_LINE], Error *e) {
+Backend *device_open(const Config *o, const char *plan_file, int local_rank, int local_size, char line[DEVICE_LINE], Error *e) {
     bool automatic = is(o->device, "auto");
     Create how = is(o->device, "emu") ? create_emu : create_cuda;
     Error why = {0};
@@ -47,7 +47,7 @@ Backend *device_open(const Config *o, const char *plan_file, char line[DEVICE_LI
         else fail(e, EXIT_USAGE, "--device cuda: this program is built without CUDA; use ./train_gpt2cu (make train_gpt2cu needs nvcc) or --device cpu");
         return NULL;
     }
-    Backend *b = create(how, o, plan_file, automatic ? &why : e);
+    Backend *b = create(how, o, plan_file, local_rank, local_size, automatic ? &why : e);
     if (b) snprintf(line, DEVICE_LINE, "%s (%s), %s", b->name, b->device ? b->device : "unnamed device", b->dtype);
     else if (automatic && why.code == EXIT_USAGE) return open_cpu(o, &why, line, e);
     else if (automatic && e) *e = why;
@@ -55,7 +55,7 @@ Backend *device_open(const Config *o, const char *plan_file, char line[DEVICE_LI
 }
 
 const char *device_planned(const Config *o, char line[DEVICE_LINE]) {
-    const char *device = !is(o->device, "auto") ? o->device : create_cuda ? "cuda" : "cpu";
+    const char *device = !is(o->device, "auto") ? o->device : create_cuda || o->gpus ? "cuda" : "cpu";
     const char *dtype = !is(o->dtype, "auto") ? o->dtype : is(device, "cpu") ? "fp32" : "bf16";
     snprintf(line, DEVICE_LINE, "%s, %s", device, dtype);
     return dtype;

@@ -9,8 +9,9 @@ extern "C" {
 
 enum { DEVICE_LINE = 1000 };
 /* The backend of a run; NULL with *e: EXIT_USAGE when it is not in this build, not on this machine, or cannot do what is asked. line: its
- * name, device and compute type, and why not another where --device auto found no GPU. plan_file: CudaOptions; outlives the backend. */
-Backend *device_open(const Config *options, const char *plan_file, char line[DEVICE_LINE], Error *e);
+ * name, device and compute type, and why not another where --device auto found no GPU. plan_file: CudaOptions; outlives the backend.
+ * local_rank of local_size processes of the run on this machine: each takes a GPU of its own, as long as there are any. */
+Backend *device_open(const Config *options, const char *plan_file, int local_rank, int local_size, char line[DEVICE_LINE], Error *e);
 /* The compute type that --dry-run plans with, and the name of the device; opens nothing. */
 const char *device_planned(const Config *options, char line[DEVICE_LINE]);
 

@@ -1,5 +1,6 @@
 /* Sampling, generation over a cache of keys and values, and evaluation in file order. Text and tokenizers are the caller's. */
 #include "generate.h"
+#include "../base/io.h"
 #include "../base/rng.h"
 #include <math.h>
 #include <stdlib.h>
@@ -156,6 +157,7 @@ bool evaluate(GPT2 *model, Acts *acts, const Dataset *dataset, uint64_t n_batche
     double sum = 0;
     bool ok = true, cut = false;
     for (uint64_t first = 0; first < windows; first += ranks * B) {
+        fault_point("batch", (int64_t)(first / (ranks * B)));
         double ends[2] = {stopped && stopped(), !ok};  /* this rank is asked to stop, or has failed: all end here */
         if (comm) comm_sum(comm, ends, 2);
         cut = ends[0] > 0;

@@ -6,15 +6,16 @@
 #include "generate.h"
 #include "log.h"
 #include "session.h"
+#include "together.h"
 #include "../base/version.h"
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* A step between its issuing and its result. */
 typedef struct {
     double lr, begin, end;            /* end: when issuing it ended */
+    double own;                       /* seconds of issuing in which this rank did not wait for others */
     bool lifted;                      /* without limits, after --max-skipped in a row */
 } Issued;
 
@@ -22,7 +23,8 @@ typedef struct {
     Session *session;
     const Config *options;
     Comm *comm;
-    bool stop;                        /* all ranks know that one was asked to stop */
+    Together together;
+    bool stop, save;                  /* all ranks know that one was asked to stop, to save */
     bool agreed;                      /* the error is all ranks': rank 0 says it */
     Backend *backend, *trace;         /* trace: the wrapper around the backend while --trace records, else NULL */
     GPT2 model;
@@ -34,7 +36,10 @@ typedef struct {
     FixedFact facts[28];
     MetricsLog metrics;
     int64_t saved_step;               /* of the newest checkpoint; -1: none */
-    bool unsaved;                     /* the state has changed since */
+    bool unsaved;                     /* the state has changed since the last one was begun */
+    Saving *saving;                   /* the save under way, or NULL */
+    int64_t saving_step;
+    double saving_since, saving_held; /* when it began, and how many seconds training has waited for it */
     double started;                   /* of this process's training */
     int64_t first_step;               /* where this process began, */
     double step_seconds;              /* and how long its steps took together */
@@ -45,15 +50,8 @@ typedef struct {
     Error *e;                         /* where a failing micro-batch says why */
 } Run;
 
-static volatile sig_atomic_t stop_signal;
-static void on_signal(int number) {
-    stop_signal = number;
-    signal(number, SIG_DFL);          /* a second one leaves at once */
-}
-static bool stopped(void) { return stop_signal != 0; }
-
 /* Whether the run is to end: on all ranks at the same step. */
-static bool ending(const Run *r) { return r->comm->size > 1 ? r->stop : stopped(); }
+static bool ending(const Run *r) { return r->comm->size > 1 ? r->stop : together_stop(); }
 
 /* Whether all ranks say ok. */
 static bool agree(Run *r, bool ok, Error *e) {
@@ -64,14 +62,10 @@ static bool agree(Run *r, bool ok, Error *e) {
 
 /* What this rank is about to do, and how long the others may have to wait for it. */
 static void phase(const Run *r, const char *what, double patience) {
+    Comm *devices = r->session->devices;
     r->comm->phase(r->comm, what, r->state.step + r->n_issued, patience * r->options->timeout);
-}
-
-/* Asked to stop, or the terminal went away: the step is finished and saved. What is ignored (nohup) stays ignored. */
-static void listen_to_signals(void) {
-    const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (signal(numbers[i], on_signal) == SIG_IGN) signal(numbers[i], SIG_IGN);
+    if (devices) devices->phase(devices, what, r->state.step + r->n_issued, patience * r->options->timeout);
+    fault_point(what, r->state.step + r->n_issued);
 }
 
 /* ---- what a resumed run must find unchanged ----------------------------------------------------------------------- */
@@ -118,14 +112,19 @@ static void collect_facts(Run *r) {
 
 /* ---- start -------------------------------------------------------------------------------------------------------- */
 
+static void write_span(void *trace, const char *row, const char *name, size_t unit, double begin, double end) {
+    trace_backend_span(trace, row, name, unit, begin, end);
+}
+
 static bool create_all(Run *r, Error *e) {
     const Config *o = r->options;
     Session *s = r->session;
     r->backend = s->backend;
-    if (o->trace && !(r->trace = trace_backend_create(r->backend, o->trace, e))) return false;
+    if (o->trace && !r->comm->rank && !(r->trace = trace_backend_create(r->backend, o->trace, e))) return false;
     Backend *be = r->trace ? r->trace : r->backend;
     if (!gpt2_create_ranks(&r->model, be, &s->shape, true, s->ranks, e)) return false;
-    if (r->comm->size > 1) zero_attach(s->backend, &r->model);
+    if (r->comm->size > 1 && !zero_attach(s->backend, &r->model, e)) return false;
+    if (r->comm->size > 1 && r->trace) zero_spans(s->backend, write_span, r->trace);
     r->model.head_chunk = (size_t)o->head_chunk;
     if (!gpt2_acts_create(&r->acts, &r->model, s->B, s->T, keep_by_name(o->recompute), true, e) ||
         (s->val.n_shards && !gpt2_acts_create(&r->val_acts, &r->model, s->B, s->T, KEEP_NONE, false, e)) ||
@@ -243,7 +242,8 @@ static bool validate(Run *r, Error *e) {
     double begin = seconds_now();
     Evaluation v;
     phase(r, "validation", 10);
-    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, r->comm, stopped, &v, e)) return agree(r, false, e);
+    r->backend->sync(r->backend);     /* the weights of all ranks are here: from now on each goes its own way */
+    if (!evaluate(&r->model, &r->val_acts, &s->val, (uint64_t)r->options->val_batches, r->comm, together_stop, &v, e)) return agree(r, false, e);
     if (!v.tokens) r->stop = true;
     if (!v.tokens) return true;       /* asked to stop: the resumed run begins with this validation */
     r->unsaved = true;
@@ -351,6 +351,23 @@ static bool report_step(Run *r, const StepResult *result, double lr, double z_lo
     return metrics_write(&r->metrics, &record, e);
 }
 
+/* Waits for the save under way, if there is one. */
+static bool finish_saving(Run *r, Error *e) {
+    if (!r->saving) return true;
+    double begin = seconds_now();
+    phase(r, "saving", 10);
+    bool ok = checkpoint_finish(r->saving, e);
+    r->saving = NULL;
+    if (!ok) return agree(r, false, e);
+    double end = seconds_now();
+    long long step = r->saved_step = r->saving_step;
+    r->saving_held += end - begin;
+    printf("step %lld: saved %s/step_%08lld (%.1f s, %.0f ms of them in training's way)\n", step, r->options->out, step, end - r->saving_since, 1e3 * r->saving_held);
+    fflush(stdout);
+    together_saved(&r->together, end - r->saving_since);
+    return true;
+}
+
 /* When a step was done: now where its result had to be waited for; when its issuing ended where the backend computes as it is called. */
 static double done_time(const Run *r, const Issued *i, double before_collecting) {
     double now = seconds_now();
@@ -367,7 +384,7 @@ static bool finish_step(Run *r, Error *e) {
     r->n_issued--;
     double before = seconds_now();
     StepResult result = train_result(&r->trainer);
-    double done = done_time(r, &i, before), seconds = done - fmax(r->done, i.begin);
+    double done = done_time(r, &i, before), seconds = done - fmax(r->done, i.begin), own = i.own + seconds_now() - before;
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
     monitor_step(monitor, result.loss, result.grad_norm, result.skip);
     r->state.step++;
@@ -375,12 +392,14 @@ static bool finish_step(Run *r, Error *e) {
     r->state.samples += s->samples_per_step;
     r->unsaved = true;
     r->stop = r->stop || result.stop > 0;
+    r->save = r->save || result.save > 0;
     r->done = done;
     r->step_seconds += seconds;
-    if (!report_step(r, &result, i.lr, z_loss, z_norm, seconds, e)) return false;
+    if (!report_step(r, &result, i.lr, z_loss, z_norm, seconds, e) || !together_step(&r->together, r->state.step, seconds, own, e)) return false;
     if (i.lifted && result.skip == SKIP_NONE)
         printf("step %lld: applied without limits, as the %lld before it were skipped (--max-skipped)\n", (long long)r->state.step, (long long)o->max_skipped);
     if (monitor->nonfinite_in_row >= o->max_nonfinite) {
+        finish_saving(r, &(Error){0});
         r->agreed = true;
         return fail(e, EXIT_NONFINITE, "%lld steps in a row had a non-finite loss or gradient norm, up to step %lld; their updates were skipped, so the weights are "
                     "unharmed. The newest checkpoint is of step %lld; lower --lr (with --allow-change schedule), or look at the data",
@@ -396,27 +415,61 @@ static bool finish_all(Run *r, Error *e) {
     return true;
 }
 
-static bool save(Run *r, Error *e) {
+/* So that no checkpoint is made of a state that is not the same on all. */
+static bool check_replicas(Run *r, Error *e) {
     if (!finish_all(r, e)) return false;
-    if (!r->unsaved) return true;
+    phase(r, "comparing replicas", 10);
+    r->agreed = !replicas_check(&r->model, r->comm, r->state.step, r->saved_step, e);
+    return !r->agreed;
+}
+
+/* Between steps: the save under way becomes a checkpoint when all ranks' files are written. */
+static bool go_on_saving(Run *r, Error *e) {
+    if (!r->saving) return true;
     double begin = seconds_now();
-    phase(r, "saving", 10);
-    r->state.seconds += begin - r->started;
-    r->started = begin;
-    r->backend->sync(r->backend);
-    if (!checkpoint_save(r->options->out, &r->model, &r->state, &r->identity, e)) return agree(r, false, e);
-    r->saved_step = r->state.step;
-    r->unsaved = false;
-    printf("step %lld: saved %s/step_%08lld (%.1f s)\n", (long long)r->state.step, r->options->out, (long long)r->state.step, seconds_now() - begin);
-    return agree(r, r->comm->rank || checkpoint_retain(r->options->out, (int)r->options->keep, r->options->keep_every, e), e);
+    bool ready = checkpoint_ready(r->saving);
+    r->saving_held += seconds_now() - begin;
+    return !ready || finish_saving(r, e);
+}
+
+/* Training goes on before the checkpoint is there, unless this is the end of it. */
+static bool save(Run *r, Error *e) {
+    const Config *o = r->options;
+    if (!finish_all(r, e)) return false;
+    together_saved(&r->together, -1);
+    r->save = false;
+    if (r->unsaved) {
+        if (!finish_saving(r, e) || (r->comm->size > 1 && o->check_replicas && !check_replicas(r, e))) return false;
+        double begin = r->saving_since = seconds_now();
+        phase(r, "saving", 10);
+        r->state.seconds += begin - r->started;
+        r->started = begin;
+        r->backend->sync(r->backend);
+        SaveHow how = {.apart = strcmp(o->save_async, "on") == 0, .keep = (int)o->keep, .keep_every = o->keep_every, .report = r->comm->rank ? NULL : stderr};
+        r->saving = checkpoint_begin(o->out, &r->model, &r->state, &r->identity, &how, e);
+        if (!r->saving) return agree(r, false, e);
+        r->saving_step = r->state.step;
+        r->unsaved = false;
+        r->saving_held = seconds_now() - begin;
+    }
+    bool goes_on = !ending(r) && r->state.step < r->session->schedule.steps && strcmp(o->save_async, "on") == 0;
+    return goes_on || finish_saving(r, e);
 }
 
 /* The data cannot go on, but what was trained so far is whole. Of several ranks the others do not know of it: they have their last checkpoint. */
 static void save_before_leaving(Run *r) {
     Error second = {0};
     if (r->comm->size > 1) return;
-    if (finish_all(r, &second) && r->state.step > 0) save(r, &second);
+    if (finish_all(r, &second) && r->state.step > 0 && save(r, &second)) finish_saving(r, &second);
     if (second.code) error_print(&second);
+}
+
+/* Test builds: what a failing memory does. */
+static void flip_bit(const Run *r) {
+    unsigned char byte, *at = (unsigned char *)r->model.params.p + r->model.layout.tensors[2].offset * r->backend->elem_bytes;
+    r->backend->download(r->backend, &byte, at, 1);
+    byte ^= 1;
+    r->backend->upload(r->backend, at, &byte, 1);
 }
 
 /* Issues the next step. Its result is collected after the one that follows has been issued, so that the device need not wait for the host;
@@ -431,13 +484,17 @@ static bool one_step(Run *r, Error *e) {
                     .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
                     .loss_limit = monitor_limit(&monitor->loss, lifted ? 0 : o->skip_loss_z),
                     .norm_limit = monitor_limit(&monitor->norm, lifted ? 0 : o->skip_norm_z),
-                    .seed = r->state.seed, .step = step, .rounding = rounding_of(o), .stop = stopped()};
+                    .seed = r->state.seed, .step = step, .rounding = rounding_of(o), .stop = together_stop(),
+                    .save = together_wants_save(&r->together)};
     Issued *i = &r->issued[r->n_issued];
     *i = (Issued){.lr = (double)p.lr, .begin = seconds_now(), .lifted = lifted};
+    double waited = r->comm->waited;
     fault_point("step", step);
     phase(r, "training", 1);
     if (!train_issue(&r->trainer, &p, s->n_micro, next_micro_batch, r)) return save_before_leaving(r), false;
     i->end = seconds_now();
+    i->own = i->end - i->begin - (r->comm->waited - waited);
+    if (fault_flip("step", step)) flip_bit(r);
     r->n_issued++;
     return (!at_once && r->n_issued < POST_SLOTS) || finish_step(r, e);
 }
@@ -448,6 +505,7 @@ static bool due(int64_t every, int64_t step) { return every > 0 && step % every 
 static void end_trace(Run *r) {
     if (!r->trace) return;
     if (r->model.backend) r->model.backend = r->backend;
+    if (r->comm->size > 1) zero_spans(r->backend, NULL, NULL);
     r->trace->destroy(r->trace);
     r->trace = NULL;
     printf("trace written to %s\n", r->options->trace);
@@ -458,10 +516,12 @@ static bool between_steps(Run *r, bool last, Error *e) {
     const Config *o = r->options;
     int64_t step = r->state.step + r->n_issued;
     bool fresh = step > r->first_step;  /* else a resumed run would print its sample again */
+    if (!go_on_saving(r, e)) return false;
     if ((last || due(o->val_every, step) || due(o->sample_every, step)) && !finish_all(r, e)) return false;
     if ((last || due(o->val_every, step)) && !validate(r, e)) return false;
     if (fresh && o->sample_every && (last || due(o->sample_every, step)) && !ending(r) && !sample(r, e)) return false;
-    return !(last || ending(r) || (step > 0 && due(o->save_every, step))) || save(r, e);
+    if (last || ending(r) || r->save || (step > 0 && due(o->save_every, step))) return save(r, e);
+    return !(fresh && r->comm->size > 1 && due(o->check_replicas, step)) || check_replicas(r, e);
 }
 
 static int loop(Run *r, Error *e) {
@@ -471,9 +531,7 @@ static int loop(Run *r, Error *e) {
         if (!between_steps(r, last, e)) return e->code;
         if (last && (!r->session->val.n_shards || r->state.last_val_step == step)) return EXIT_OK;
         if (ending(r) && save(r, e)) {
-            char by[40] = "a signal to another rank";
-            if (stop_signal) snprintf(by, sizeof by, "signal %d", (int)stop_signal);
-            printf("stopped by %s after step %lld, saved; the same command continues\n", by, (long long)r->state.step);
+            printf("stopped by %s after step %lld, saved; the same command continues\n", together_why(&r->together), (long long)r->state.step);
             return EXIT_REQUEUE;
         }
         if (e->code || !one_step(r, e)) return e->code;
@@ -483,7 +541,17 @@ static int loop(Run *r, Error *e) {
     }
 }
 
+/* A first save is guessed at 12 bytes a parameter and 200 MB/s. A signal that came during the start is known to all before the first step. */
+static void begin_together(Run *r) {
+    const Config *o = r->options;
+    together_begin(&r->together, r->comm, r->backend, &r->metrics, o->out, o->max_time, o->started, 12.0 / 200e6 * (double)r->model.layout.n_params / r->comm->size);
+    double asked = together_stop();
+    comm_sum(r->comm, &asked, 1);
+    r->stop = asked > 0;
+}
+
 static void close_run(Run *r) {
+    if (r->saving) checkpoint_abandon(r->saving);
     if (r->loader) loader_destroy(r->loader);
     if (r->metrics.fd >= 0) metrics_close(&r->metrics);
     end_trace(r);
@@ -501,15 +569,20 @@ int run_train(Session *s) {
     Run r = {.session = s, .options = s->options, .comm = s->comm, .metrics = {.fd = -1}, .e = e,
              .identity = {.tokenizer_dir = s->tokenizer_dir, .comm = s->comm}};
     int code = 0;
-    listen_to_signals();
+    together_listen();
     bool created = agree(&r, create_all(&r, e), e);
     if (created) collect_facts(&r);
     if (!created || !resume_or_begin(&r, e) || !agree(&r, open_loader(&r, e) && open_metrics(&r, e), e)) code = e->code;
     if (!code) {
         r.first_step = r.state.step;
         r.started = seconds_now();
+        begin_together(&r);
         code = loop(&r, e);
     }
+    Error second = {0};
+    if (!e->code || r.agreed || s->comm->size == 1) finish_saving(&r, &second); /* what is under way is of a good state, whatever ends the run */
+    if (second.code && e->code && !r.comm->rank) error_print(&second);
+    else if (second.code && !e->code) *e = second;
     if (e->code && r.agreed && r.comm->rank) code = e->code;
     else if (e->code) {
         if (r.comm->rank) fail_in(e, "rank %d", r.comm->rank);
@@ -520,6 +593,7 @@ int run_train(Session *s) {
         printf(", %s/step_%08lld\n", s->options->out, (long long)r.state.step);
     }
     if (!e->code || r.agreed) comm_barrier(r.comm); /* none leaves before rank 0 has said why */
+    together_end(&r.together, code);
     close_run(&r);
     return code;
 }

@@ -1,11 +1,12 @@
 /* The files of a checkpoint that hold tensors, and the config and tokenizer files that make it a Hugging Face model directory.
- * One tensor at a time passes through one host buffer, whatever the model's size.
+ * One tensor at a time passes through one host buffer, whatever the model's size; or all that is written was copied to the host before.
  * Optimizer state: entry m.NAME / v.NAME is a flat piece of that tensor as held in memory, (out, in), without padding; the metadata entry
  * range.NAME = "begin end" says which elements. A process of many writes its pieces, and any number of processes reads them back. */
 #include "checkpoint_private.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---- writing safetensors ---- */
 
@@ -52,41 +53,106 @@ static bool write_tensors(const char *dir, const char *name, const StTensor *ten
     return ok;
 }
 
-/* Master weights; where the ranks hold parts of them, a unit at a time is collected from all. */
+/* ---- the model as it is, or copies of it ---- */
+
+static bool master_in_parts(const GPT2 *model) { return model->ranks.sharded && (void *)model->master.p != model->params.p; }
+
+/* Elements of m, and of v, on this rank. Where each rank holds a whole copy, rank 0's counts. */
+static size_t moments_held(size_t n_elements, Ranks ranks) { return ranks.sharded ? n_elements / ranks.n : ranks.rank ? 0 : n_elements; }
+
+size_t source_bytes(size_t n_elements, Ranks ranks) { return ((ranks.rank ? 0 : n_elements) + 2 * moments_held(n_elements, ranks)) * sizeof(float); }
+
+/* Memory that the machine can give without swapping; SIZE_MAX: not known. */
+static size_t memory_available(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    unsigned long long kib = 0;
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) continue;
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+
+/* Allocated and thrown away for each save, in large pages where there are any: they are faulted in several times faster. */
+bool source_reserve(Source *s) {
+    enum { LARGE_PAGE = 2 << 20 };
+    const GPT2 *model = s->model;
+    const size_t n = model->layout.n_elements, held = moments_held(n, model->ranks), bytes = source_bytes(n, model->ranks);
+    void *p = NULL;
+    if (bytes > memory_available() / (size_t)s->comm->local_size || posix_memalign(&p, bytes < LARGE_PAGE ? 64 : LARGE_PAGE, bytes + !bytes)) return false;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    s->copies = p;
+    s->master = s->copies;
+    s->m = s->copies + (model->ranks.rank ? 0 : n);
+    s->v = s->m + held;
+    return true;
+}
+
+/* values: of the whole unit, in memory order, on all ranks, each of which has downloaded its part. */
+static void collect_unit(const Source *s, size_t unit, float *values) {
+    const size_t *begin = &s->model->layout.unit_begin[unit], n = begin[1] - begin[0];
+    UnitPart p = gpt2_part(s->model, unit);
+    s->model->backend->download(s->model->backend, values + (p.first - begin[0]), s->model->master.p + p.master, p.n * sizeof(float));
+    s->comm->wait(s->comm, s->comm->all_gather(s->comm, values, n * sizeof(float)));
+}
+
+static size_t largest_unit(const GPT2 *model) {
+    size_t largest = 0;
+    for (size_t u = 0; u < model->layout.n_units; u++) {
+        size_t n = model->layout.unit_begin[u + 1] - model->layout.unit_begin[u];
+        if (n > largest) largest = n;
+    }
+    return largest;
+}
+
+void source_copy(Source *s) {
+    const GPT2 *model = s->model;
+    Backend *be = model->backend;
+    const size_t n = model->layout.n_elements, held = moments_held(n, model->ranks);
+    float *passing = master_in_parts(model) && model->ranks.rank ? xmalloc(largest_unit(model) * sizeof *passing) : NULL;
+    for (size_t u = 0; master_in_parts(model) && u < model->layout.n_units; u++) collect_unit(s, u, passing ? passing : s->master + model->layout.unit_begin[u]);
+    free(passing);
+    if (!master_in_parts(model) && !model->ranks.rank) be->download(be, s->master, model->master.p, n * sizeof(float));
+    if (!held) return;
+    be->download(be, s->m, model->m.p, held * sizeof(float));
+    be->download(be, s->v, model->v.p, held * sizeof(float));
+}
+
+void source_free(Source *s) {
+    free(s->copies);
+    s->copies = NULL;
+}
+
+/* Master weights; where the ranks hold parts of them and there are no copies, a unit at a time is collected from all. */
 typedef struct {
-    const GPT2 *model;
-    Comm *comm;
+    const Source *source;
     float *values;            /* of unit `next` - 1, in memory order */
     size_t next;
 } MasterReader;
 
-static bool master_in_parts(const GPT2 *model) { return model->ranks.sharded && (void *)model->master.p != model->params.p; }
+static bool collects(const MasterReader *r) { return !r->source->copies && master_in_parts(r->source->model); }
 
-static void collect_unit(MasterReader *r) {
-    const size_t *begin = &r->model->layout.unit_begin[r->next], n = begin[1] - begin[0];
-    UnitPart p = gpt2_part(r->model, r->next++);
-    r->values = xrealloc(r->values, n * sizeof(float));
-    r->model->backend->download(r->model->backend, r->values + (p.first - begin[0]), r->model->master.p + p.master, p.n * sizeof(float));
-    r->comm->wait(r->comm, r->comm->all_gather(r->comm, r->values, n * sizeof(float)));
+static void next_unit(MasterReader *r) {
+    if (!r->values) r->values = xmalloc(largest_unit(r->source->model) * sizeof(float));
+    collect_unit(r->source, r->next++, r->values);
 }
 
 /* All ranks have collected as many units, whatever became of the file. */
 static void reader_end(MasterReader *r) {
-    while (master_in_parts(r->model) && r->next < r->model->layout.n_units) collect_unit(r);
+    while (collects(r) && r->next < r->source->model->layout.n_units) next_unit(r);
     free(r->values);
 }
 
-void join_model_files(const GPT2 *model, Comm *comm) { reader_end(&(MasterReader){.model = model, .comm = comm}); }
+void join_model_files(const Source *s) { reader_end(&(MasterReader){.source = s}); }
 
 static void fetch_master(void *context, size_t i, float *values) {
     MasterReader *r = context;
-    const ParamTensor *t = &r->model->layout.tensors[i];
-    if (!master_in_parts(r->model)) {
-        gpt2_tensor_get(r->model, t, PARAM_MASTER, values);
-        return;
-    }
-    while (r->next <= t->unit) collect_unit(r);
-    gpt2_tensor_to_file(t, r->values + (t->offset - r->model->layout.unit_begin[t->unit]), values);
+    const GPT2 *model = r->source->model;
+    const ParamTensor *t = &model->layout.tensors[i];
+    if (collects(r)) {
+        while (r->next <= t->unit) next_unit(r);
+        gpt2_tensor_to_file(t, r->values + (t->offset - model->layout.unit_begin[t->unit]), values);
+    } else if (r->source->copies) gpt2_tensor_to_file(t, r->source->master + t->offset, values);
+    else gpt2_tensor_get(model, t, PARAM_MASTER, values);
 }
 
 /* What a file holds of a tensor: vectors are the ones without decay (a matrix may have one row). */
@@ -98,13 +164,13 @@ StTensor file_tensor(const ParamTensor *t, uint64_t begin) {
     return st;
 }
 
-static bool write_model_file(const char *dir, const GPT2 *model, Comm *comm, Manifest *m, Error *e) {
-    const ParamLayout *layout = &model->layout;
+static bool write_model_file(const char *dir, const Source *s, Manifest *m, Error *e) {
+    const ParamLayout *layout = &s->model->layout;
     StTensor *tensors = xcalloc(layout->n_tensors, sizeof *tensors);
     for (size_t i = 0; i < layout->n_tensors; i++) tensors[i] = file_tensor(&layout->tensors[i], i ? tensors[i - 1].end : 0);
     char *metadata = m->run_id[0] ? xasprintf("{\"format\":\"pt\",\"run_id\":\"%s\",\"step\":\"%lld\"}", m->run_id, (long long)m->step)
                                   : xstrdup("{\"format\":\"pt\"}");
-    MasterReader reader = {.model = model, .comm = comm};
+    MasterReader reader = {.source = s};
     bool ok = write_tensors(dir, "model.safetensors", tensors, layout->n_tensors, fetch_master, &reader, metadata, m, e);
     reader_end(&reader);
     free(metadata);
@@ -117,13 +183,14 @@ static bool write_model_file(const char *dir, const GPT2 *model, Comm *comm, Man
 /* What this rank holds of m and v: a piece of each tensor, where there is one. */
 typedef struct { const ParamTensor *tensor; size_t begin, end, held; } Piece;
 typedef struct {
-    const GPT2 *model;
+    const Source *source;
     Piece *pieces;
     size_t n;
 } Pieces;
 
-static Pieces pieces_held(const GPT2 *model) {
-    Pieces p = {.model = model, .pieces = xcalloc(model->layout.n_tensors, sizeof *p.pieces)};
+static Pieces pieces_held(const Source *s) {
+    const GPT2 *model = s->model;
+    Pieces p = {.source = s, .pieces = xcalloc(model->layout.n_tensors, sizeof *p.pieces)};
     for (size_t i = 0; i < model->layout.n_tensors; i++) {
         Piece *piece = &p.pieces[p.n];
         piece->tensor = &model->layout.tensors[i];
@@ -137,8 +204,10 @@ static Pieces pieces_held(const GPT2 *model) {
 static void fetch_moment(void *context, size_t i, float *values) {
     const Pieces *p = context;
     const Piece *piece = &p->pieces[i % p->n];
-    const float *from = (i < p->n ? p->model->m.p : p->model->v.p) + piece->held;
-    p->model->backend->download(p->model->backend, values, from, (piece->end - piece->begin) * sizeof(float));
+    const Source *s = p->source;
+    size_t bytes = (piece->end - piece->begin) * sizeof(float);
+    if (s->copies) memcpy(values, (i < p->n ? s->m : s->v) + piece->held, bytes);
+    else s->model->backend->download(s->model->backend, values, (i < p->n ? s->model->m.p : s->model->v.p) + piece->held, bytes);
 }
 
 static char *optimizer_metadata(const Pieces *p, const Ranks *ranks, const Manifest *m) {
@@ -161,9 +230,9 @@ static char *optimizer_metadata(const Pieces *p, const Ranks *ranks, const Manif
     return json;
 }
 
-bool write_optimizer_file(const char *dir, const GPT2 *model, Manifest *m, Error *e) {
-    Pieces p = pieces_held(model);
-    const Ranks ranks = model->ranks.sharded ? model->ranks : (Ranks){.n = 1};
+bool write_optimizer_file(const char *dir, const Source *s, Manifest *m, Error *e) {
+    Pieces p = pieces_held(s);
+    const Ranks ranks = s->model->ranks.sharded ? s->model->ranks : (Ranks){.n = 1};
     StTensor *tensors = xcalloc(2 * p.n + 1, sizeof *tensors);
     for (size_t i = 0; i < 2 * p.n; i++) {
         const Piece *piece = &p.pieces[i % p.n]; /* NOLINT(clang-analyzer-core.DivideZero): i < 2 n */
@@ -343,7 +412,7 @@ static bool copy_tokenizer_files(const char *dir, const char *tokenizer_dir, Man
     return ok;
 }
 
-bool write_model_files(const char *dir, const GPT2 *model, Comm *comm, const char *tokenizer_dir, Manifest *m, Error *e) {
-    return write_model_file(dir, model, comm, m, e) && write_config_file(dir, &model->config, m, e) &&
+bool write_model_files(const char *dir, const Source *s, const char *tokenizer_dir, Manifest *m, Error *e) {
+    return write_model_file(dir, s, m, e) && write_config_file(dir, &s->model->config, m, e) &&
            (!tokenizer_dir || copy_tokenizer_files(dir, tokenizer_dir, m, e));
 }

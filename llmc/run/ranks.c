@@ -3,6 +3,7 @@
 #include "../base/io.h"
 #include "../base/version.h"
 #include "../dist/launch.h"
+#include "together.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -58,7 +59,9 @@ void ranks_silent(const Comm *comm, bool silent) {
 static bool settle_launch(Launch *l, const Config *o, Error *e) {
     if (o->out && !o->dry_run && !o->eval_only && !o->generate && !dir_create(o->out, e)) return fail_in(e, "--out %s", o->out);
     if (!launch_from_environment(l, o->out ? o->out : ".", e)) return false;
-    if (l->by == BY_NOBODY && o->processes > 1) return launch_here(l, (int)o->processes, 10, e);
+    /* Several ranks: a signal to one during the start is no reason to lose the others. One alone leaves, as nothing has been trained. */
+    if ((l->by == BY_NOBODY && o->processes > 1) || l->size > 1) together_listen();
+    if (l->by == BY_NOBODY && o->processes > 1) return launch_here(l, (int)o->processes, 8, e); /* so that all have ended in ten seconds */
     if (l->by != BY_NOBODY && o->processes > 1 && o->processes != l->size)
         return fail(e, EXIT_USAGE, "--processes %lld contradicts %s, which started %d; leave the option out", (long long)o->processes, l->by_name, l->size);
     if (l->size > 1 && (o->eval_only || o->generate))
@@ -75,6 +78,7 @@ Comm *ranks_meet(const Config *o, Error *e) {
     free(proof);
     if (!comm) return NULL;
     fault_rank(comm->rank);
+    fault_point("start", 0);
     if (comm_agree(comm, own_log(o, comm, e), e)) return comm;
     comm->destroy(comm);
     return NULL;

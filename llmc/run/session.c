@@ -1,6 +1,7 @@
 /* Settles what a run is made of; prints it as a table. */
 #include "session.h"
 #include "../base/io.h"
+#include "../dist/nccl.h"
 #include "../dist/zero.h"
 #include "log.h"
 #include <errno.h>
@@ -69,7 +70,7 @@ static bool settle_device(Session *s, Error *e) {
     if (o->dry_run) return device_planned(o, s->backend_line) != NULL;
     if (o->plan_file) s->plan_file = xstrdup(o->plan_file);
     else if (!o->eval_only && !o->generate) s->plan_file = path_join(o->out, "matmul_plans.txt");
-    s->backend = s->device = device_open(o, s->plan_file, s->backend_line, e);
+    s->backend = s->device = device_open(o, s->plan_file, s->comm->local_rank, s->comm->local_size, s->backend_line, e);
     if (s->backend && s->comm->size > 1) s->backend = zero_backend_create(s->device, s->comm, strcmp(o->reduce_dtype, "bf16") == 0 ? WIRE_BF16 : WIRE_FLOAT32);
     return s->backend != NULL;
 }
@@ -153,13 +154,54 @@ static bool open_here(Session *s, Error *e) {
            (!s->tokenizer || settle_vocabulary(s, e)) && take_lock(s, e) && (options->generate || prepare_data(s, e)) && settle_vocabulary(s, e);
 }
 
+/* One GPU a rank, unless asked otherwise. GPUs are compared by their ids: some launchers show each process its own alone, as the first. */
+static bool check_gpus(const Session *s, Error *e) {
+    enum { ID = 64 };
+    Comm *c = s->comm;
+    if (c->size == 1) return true;
+    char *ids = xcalloc((size_t)c->size, ID);
+    if (s->device->device_id) snprintf(ids + c->rank * ID, ID, "%s", s->device->device_id);
+    c->wait(c, c->all_gather(c, ids, (size_t)c->size * ID));
+    bool ok = true;
+    for (int a = 0; a < c->size && ok && !s->options->share_gpus; a++)
+        for (int b = 0; b < a && ok; b++)
+            if (ids[a * ID] && !memcmp(ids + a * ID, ids + b * ID, ID))
+                ok = fail(e, EXIT_USAGE, "ranks %d and %d have the same GPU (%s): found %d processes on this machine and %d GPU%s, expected one GPU for each; start %d here, or give "
+                          "--share-gpus (they then compute by turns)", b, a, s->device->device, c->local_size, s->device->device_count, s->device->device_count == 1 ? "" : "s", s->device->device_count);
+    free(ids);
+    return ok;
+}
+
+static void side_call(void *device, void (*fn)(void *), void *arg) { ((Backend *)device)->side_call(device, fn, arg); }
+
+/* NCCL, where all ranks have a GPU of their own and the library is there. */
+static bool settle_transport(Session *s, Error *e) {
+    const Config *o = s->options;
+    Comm *c = s->comm;
+    Error why = {0};
+    if (c->size == 1) return true;
+    snprintf(s->transport_line, sizeof s->transport_line, "%s", c->name);
+    bool asked = strcmp(o->transport, "nccl") == 0, possible = comm_agree(c, s->device->side_begin || fail(&why, EXIT_USAGE, "--transport nccl: found %s, expected --device cuda on all ranks", s->device->name), &why);
+    if (strcmp(o->transport, "host") == 0 || o->share_gpus || strcmp(o->reduce_dtype, "bf16") == 0) return true;
+    if (!possible) return asked ? (*e = why, false) : true;
+    DeviceQueue queue = {s->device->side_begin(s->device), side_call, s->device, strcmp(s->device->name, "emu") == 0};
+    s->devices = nccl_comm_create(c, &queue, o->timeout, &why);
+    if (s->devices) {
+        zero_between_devices(s->backend, s->devices);
+        snprintf(s->transport_line, sizeof s->transport_line, "%s", s->devices->name);
+    } else if (asked || why.code != EXIT_USAGE) return *e = why, false;
+    else snprintf(s->transport_line, sizeof s->transport_line, "%s (%.200s)", c->name, why.text);
+    return true;
+}
+
 static bool open_together(Session *s, Error *e) {
+    if (!s->options->dry_run && (!check_gpus(s, e) || !settle_transport(s, e))) return false;
     return (!chooses_batch(s) || (plan_batch(s, e) && settle_batch(s, e))) && settle_length(s, e);
 }
 
 /* Rank 0 first: it takes the lock and makes token files, which the others then find. */
 bool session_open(Session *s, const Config *options, Comm *comm, Error *e) {
-    size_t n = options->dry_run ? (size_t)options->processes : (size_t)comm->size;
+    size_t n = options->dry_run ? (size_t)config_planned_ranks(options) : (size_t)comm->size;
     *s = (Session){.options = options, .comm = comm, .lock = -1, .ranks = {.rank = (size_t)comm->rank, .n = n, .sharded = n > 1 && strcmp(options->zero, "0") != 0}};
     comm->phase(comm, "start", -1, 10 * options->timeout);
     if (!comm_agree(comm, comm->rank || open_here(s, e), e)) return false;
@@ -174,6 +216,7 @@ void session_close(Session *s) {
     if (s->val.n_shards) dataset_close(&s->val);
     if (s->tokenizer) tokenizer_free(s->tokenizer);
     if (s->backend && s->backend != s->device) s->backend->destroy(s->backend);
+    if (s->devices) s->devices->destroy(s->devices);
     if (s->device) s->device->destroy(s->device);
     free(s->plan_file);
     free(s->init_from);
@@ -223,13 +266,18 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], size_
     format_bytes(n, (double)room);
     snprintf(text, sizeof text, "%12s  free beside them", n);
     if (room != SIZE_MAX) row(out, "memory", text);
+    format_bytes(n, (double)checkpoint_copy_bytes(c, s->ranks));
+    snprintf(text, sizeof text, "%12s  of the host%s, while a checkpoint is written (--save-async)", n, s->ranks.n > 1 ? ", by the first rank" : "");
+    if (!s->options->eval_only && strcmp(s->options->save_async, "on") == 0) row(out, "memory", text);
     print_data(s, out);
     if (!s->options->eval_only) {
         size_t tokens = s->samples_per_step * s->T;
         int length = snprintf(text, sizeof text, "%zu tokens a step: micro-batch %zu x %zu tokens, %zu accumulated", tokens, s->B, s->T, s->n_micro);
         if (s->ranks.n > 1) snprintf(text + length, sizeof text - (size_t)length, ", %zu ranks", s->ranks.n);
         row(out, "batch", text);
-        snprintf(text, sizeof text, "%zu%s%s, AdamW's state %s", s->ranks.n, s->comm->size > 1 ? " over " : "", s->comm->size > 1 ? s->comm->name : "", s->ranks.sharded ? "in parts (ZeRO-1); memory is of one rank" : "whole on each");
+        const char *over = s->transport_line[0] ? s->transport_line : s->comm->size > 1 ? s->comm->name : "";
+        snprintf(text, sizeof text, "%zu%s%s, AdamW's state %s", s->ranks.n, *over ? " over " : "", over,
+                 s->ranks.sharded ? "in parts (ZeRO-1); memory is of one rank" : "whole on each");
         if (s->ranks.n > 1) row(out, "ranks", text);
         format_count(n, (double)tokens * (double)s->schedule.steps);
         int used = snprintf(text, sizeof text, "%lld, %s tokens", (long long)s->schedule.steps, n);

@@ -22,6 +22,8 @@ typedef struct {
     char *tokenizer_dir;      /* where it was loaded from */
     Backend *backend;         /* NULL with --dry-run */
     Backend *device;          /* what backend wraps where there are several ranks, else NULL */
+    Comm *devices;            /* by which they tell each other gradients and weights, else NULL: by comm */
+    char transport_line[300]; /* how ranks exchange them, for the start-up table */
     char backend_line[DEVICE_LINE]; /* what it is, for the start-up table */
     char *plan_file;          /* CudaOptions, or NULL */
     int lock;                 /* descriptor whose lock keeps other processes out of the run directory; -1: none */

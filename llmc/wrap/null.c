@@ -98,6 +98,23 @@ static void null_collect(Backend *b, int slot, void *to, size_t bytes) {
     memset(to, 0, bytes);
 }
 
+static Staging *null_staging_create(Backend *b, const char *what, size_t bytes, Error *e) {
+    (void)b, (void)what, (void)e;
+    Staging *s = xcalloc(1, sizeof *s);
+    s->bytes = bytes;
+    return s;
+}
+
+static void null_staging_destroy(Backend *b, Staging *s) { (void)b, free(s); }
+
+static void null_fetch(Backend *b, Staging *s, size_t at, const void *from, size_t bytes) {
+    CHECK(null_holds((Null *)b, from, bytes) && at + bytes <= s->bytes, "fetch of %zu bytes is not within one allocation, or not within the staging", bytes);
+}
+
+static void null_fetch_wait(Backend *b, Staging *s) { (void)b, (void)s; }
+
+static void null_bring(Backend *b, void *to, Staging *s, size_t at, size_t bytes) { null_fetch(b, s, at, to, bytes); }
+
 static size_t null_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size_t D) {
     (void)b, (void)D;
     return B * H * T * sizeof(float);
@@ -122,7 +139,9 @@ Backend *null_backend_create(const char *dtype) {
     null->w.backend = (Backend){
         .name = "null", .dtype = bf16 ? "bf16" : "fp32", .elem_bytes = bf16 ? 2 : sizeof(float), .gelu_rounds_first = true,
         .alloc = null_alloc, .release = null_release, .upload = null_upload, .download = null_download,
-        .fill_zero = null_fill_zero, .room = null_room, .post = null_post, .collect = null_collect, .attention_saved_bytes = null_saved_bytes, .plan_begin = null_plan_begin,
+        .fill_zero = null_fill_zero, .room = null_room, .post = null_post, .collect = null_collect,
+        .staging_create = null_staging_create, .staging_destroy = null_staging_destroy, .fetch = null_fetch, .fetch_wait = null_fetch_wait,
+        .bring = null_bring, .attention_saved_bytes = null_saved_bytes, .plan_begin = null_plan_begin,
         .plan_end = null_plan_end, .mark = null_mark, .replay = wrapper_replay, .record_end = wrapper_record_end, .sync = null_sync, .destroy = null_destroy,
     };
     wrapper_set_ops(&null->w.backend);

@@ -1,5 +1,6 @@
 /* Writes a timeline of ops in the Trace Event Format (array form) that chrome://tracing and Perfetto open: one complete event per op, with
- * bytes, FLOPs and rates; marks as instant events. Waits for every op to finish, so that times are true; overlap is lost.
+ * bytes, FLOPs and rates; marks as instant events; what travels between ranks as spans on rows of their own. Waits for every op to finish, so that times
+ * are true; overlap of ops is lost, that of ops with communication is not.
  * Not for long runs: after MAX_EVENTS it goes on adding up for the summary but writes no more events. */
 #include "../base/timer.h"
 #include "wrapper.h"
@@ -7,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_EVENTS = 200000, BUFFER_BYTES = 1 << 20 };
+enum { MAX_EVENTS = 200000, BUFFER_BYTES = 1 << 20, MAX_ROWS = 8 };
 
 typedef struct {
     uint64_t calls;
@@ -19,16 +20,22 @@ typedef struct {
     FILE *file;
     char *path;
     double started;
+    /* under the file's lock: */
+    const char *rows[MAX_ROWS]; /* beside that of the ops */
+    size_t n_rows;
     uint64_t events, dropped;
     Total totals[OP_COUNT];
 } Trace;
 
+/* True: an event may be written, and end_event follows. Events come from several threads. */
 static bool begin_event(Trace *trace) {
-    if (trace->events >= MAX_EVENTS) { trace->dropped++; return false; }
-    trace->events++;
-    fputs(",\n", trace->file);
-    return true;
+    flockfile(trace->file);
+    if (trace->events++ < MAX_EVENTS) return fputs(",\n", trace->file) >= 0;
+    trace->dropped++, trace->events--;
+    funlockfile(trace->file);
+    return false;
 }
+static void end_event(Trace *trace) { funlockfile(trace->file); }
 
 static void write_op(Trace *trace, OpId op, const void *args, double begin, double seconds, double bytes, double flops) {
     if (!begin_event(trace)) return;
@@ -39,15 +46,22 @@ static void write_op(Trace *trace, OpId op, const void *args, double begin, doub
     int n = op_sizes(op, args, sizes);
     for (int i = 0; i < n; i++) fprintf(trace->file, "\"%s\":%zu,", sizes[i].name, sizes[i].value);
     fprintf(trace->file, "\"bytes\":%.0f,\"GB/s\":%.3f,\"FLOPs\":%.0f,\"GFLOP/s\":%.3f}}", bytes, bytes * rate, flops, flops * rate);
+    end_event(trace);
+}
+
+/* Of the device alone: what travels between ranks goes on. */
+static void sync_device(Backend *b) {
+    while (b->inner) b = b->inner;
+    b->sync(b);
 }
 
 static void trace_run(Backend *b, OpId op, const void *args) {
     Trace *trace = (Trace *)b;
     if (trace->w.planning) { op_run(b->inner, op, args); return; }
-    b->inner->sync(b->inner);
+    sync_device(b);
     double begin = seconds_now();
     op_run(b->inner, op, args);
-    b->inner->sync(b->inner);
+    sync_device(b);
     double seconds = seconds_now() - begin, bytes = op_bytes(b->inner, op, args), flops = op_flops(op, args);
     Total *t = &trace->totals[op];
     t->calls++;
@@ -60,10 +74,32 @@ static void trace_run(Backend *b, OpId op, const void *args) {
 static void trace_mark(Backend *b, Mark mark, size_t unit) {
     static const char *const names[] = {[MARK_PARAMS_NEEDED] = "params_needed", [MARK_GRADS_FINAL] = "grads_final"};
     Trace *trace = (Trace *)b;
+    double at = seconds_now();
     wrapper_mark(b, mark, unit);
     if (trace->w.planning || !begin_event(trace)) return;
     fprintf(trace->file, "{\"name\":\"%s\",\"cat\":\"mark\",\"ph\":\"i\",\"s\":\"t\",\"pid\":1,\"tid\":1,\"ts\":%.3f,\"args\":{\"unit\":%zu}}",
-            names[mark], 1e6 * (seconds_now() - trace->started), unit);
+            names[mark], 1e6 * (at - trace->started), unit);
+    end_event(trace);
+}
+
+static size_t row_number(Trace *trace, const char *row) {
+    size_t i = 0;
+    while (i < trace->n_rows && strcmp(trace->rows[i], row) != 0) i++;
+    CHECK(i < MAX_ROWS, "more than %d rows in a trace", MAX_ROWS);
+    if (i == trace->n_rows) {
+        trace->rows[trace->n_rows++] = row;
+        fprintf(trace->file, "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":%zu,\"args\":{\"name\":\"%s\"}},\n", i + 2, row);
+    }
+    return i + 2;
+}
+
+void trace_backend_span(Backend *b, const char *row, const char *name, size_t unit, double begin, double end) {
+    Trace *trace = (Trace *)b;
+    if (!begin_event(trace)) return;
+    size_t number = row_number(trace, row);
+    fprintf(trace->file, "{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":%zu,\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"unit\":%zu}}", name, row, number,
+            1e6 * (begin - trace->started), 1e6 * (end - begin), unit);
+    end_event(trace);
 }
 
 typedef struct { OpId op; Total total; } Row;

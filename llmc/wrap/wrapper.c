@@ -38,6 +38,17 @@ static size_t wrapped_room(Backend *b) { return b->inner->room(b->inner); }
 static void wrapped_post(Backend *b, int slot, const void *from, size_t bytes) { b->inner->post(b->inner, slot, from, bytes); }
 static void wrapped_collect(Backend *b, int slot, void *to, size_t bytes) { b->inner->collect(b->inner, slot, to, bytes); }
 
+static Staging *wrapped_staging_create(Backend *b, const char *what, size_t bytes, Error *e) { return b->inner->staging_create(b->inner, what, bytes, e); }
+static void wrapped_staging_destroy(Backend *b, Staging *s) { b->inner->staging_destroy(b->inner, s); }
+static void wrapped_fetch(Backend *b, Staging *s, size_t at, const void *from, size_t bytes) { b->inner->fetch(b->inner, s, at, from, bytes); }
+static void wrapped_fetch_wait(Backend *b, Staging *s) { b->inner->fetch_wait(b->inner, s); }
+static void wrapped_bring(Backend *b, void *to, Staging *s, size_t at, size_t bytes) { b->inner->bring(b->inner, to, s, at, bytes); }
+
+static void *wrapped_side_begin(Backend *b) { return b->inner->side_begin(b->inner); }
+static void wrapped_side_call(Backend *b, void (*fn)(void *), void *arg) { b->inner->side_call(b->inner, fn, arg); }
+static void wrapped_side_end(Backend *b, size_t marker) { b->inner->side_end(b->inner, marker); }
+static void wrapped_side_wait(Backend *b, size_t marker) { b->inner->side_wait(b->inner, marker); }
+
 static size_t wrapped_saved_bytes(Backend *b, size_t B, size_t T, size_t H, size_t D) {
     return b->inner->attention_saved_bytes(b->inner, B, T, H, D);
 }
@@ -71,12 +82,18 @@ void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(B
     w->run = run_op;
     w->backend = (Backend){
         .name = w->name, .dtype = inner->dtype, .elem_bytes = inner->elem_bytes, .gelu_rounds_first = inner->gelu_rounds_first,
-        .device = inner->device, .peak_flops = inner->peak_flops, .host_memory = inner->host_memory, .inner = inner,
+        .device = inner->device, .device_id = inner->device_id, .device_count = inner->device_count, .peak_flops = inner->peak_flops, .host_memory = inner->host_memory, .inner = inner,
         .alloc = wrapper_alloc, .release = wrapper_release, .upload = wrapped_upload, .download = wrapped_download,
-        .fill_zero = wrapped_fill_zero, .room = wrapped_room, .post = wrapped_post, .collect = wrapped_collect, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
+        .fill_zero = wrapped_fill_zero, .room = wrapped_room, .post = wrapped_post, .collect = wrapped_collect,
+        .staging_create = wrapped_staging_create, .staging_destroy = wrapped_staging_destroy, .fetch = wrapped_fetch, .fetch_wait = wrapped_fetch_wait,
+        .bring = wrapped_bring, .attention_saved_bytes = wrapped_saved_bytes, .plan_begin = wrapper_plan_begin,
         .plan_end = wrapper_plan_end, .mark = wrapper_mark, .replay = wrapper_replay, .record_end = wrapper_record_end, .sync = wrapper_sync,
         .print_plans = inner->print_plans ? wrapped_print_plans : NULL, .health = inner->health ? wrapped_health : NULL, .destroy = wrapper_destroy,
     };
+    if (inner->side_begin) {
+        w->backend.side_begin = wrapped_side_begin, w->backend.side_call = wrapped_side_call;
+        w->backend.side_end = wrapped_side_end, w->backend.side_wait = wrapped_side_wait;
+    }
     wrapper_set_ops(&w->backend);
     copy_memory(&w->backend);
 }
