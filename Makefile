@@ -10,6 +10,7 @@ CUDA    ?= 0
 NVCC    ?=
 ARCH    ?=
 BLAS    ?= auto
+MPI     ?= auto
 OMP     ?= auto
 
 # What is on this machine; each may be absent. The build summary says what is on.
@@ -27,6 +28,12 @@ endif
 ifeq ($(HAVE_BLAS),1)
 FLAGS   += -DLLMC_OPENBLAS
 LIBS    += -lopenblas
+endif
+# MPI (Open MPI's mpicc says how): for programs that ask for it alone.
+HAVE_MPI := $(if $(filter auto,$(MPI)),$(shell mpicc --showme:compile >/dev/null 2>&1 && echo 1 || echo 0),$(MPI))
+ifeq ($(HAVE_MPI),1)
+MPI_FLAGS := -DLLMC_MPI $(shell mpicc --showme:compile)
+LIBS    += -Wl,--as-needed $(shell mpicc --showme:link) -Wl,--no-as-needed
 endif
 ifneq ($(SAN),)
 FLAGS   += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
@@ -78,7 +85,7 @@ BENCHES  := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 all: summary $(PROGRAMS) ## build the programs: train_gpt2, tokenize, stories
 
 summary:
-	@echo "build: $(CC) $(OPT), OpenMP $(if $(filter 1,$(HAVE_OMP)),on,off), OpenBLAS $(if $(filter 1,$(HAVE_BLAS)),on,off (own matrix products)), CUDA $(or $(CUDA_FOUND),off (make cuda builds with it))"
+	@echo "build: $(CC) $(OPT), OpenMP $(if $(filter 1,$(HAVE_OMP)),on,off), OpenBLAS $(if $(filter 1,$(HAVE_BLAS)),on,off (own matrix products)), MPI $(if $(filter 1,$(HAVE_MPI)),on,off), CUDA $(or $(CUDA_FOUND),off (make cuda builds with it))"
 
 # The programs stand at the top of the tree; everything else stays in $(BUILD).
 $(PROGRAMS): %: $(BUILD)/%
@@ -166,8 +173,10 @@ $(BUILD)/bench_%: $(BUILD)/dev/bench/bench_%.o $(BENCH_OBJ) $(LIB)
 $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
 	$(LINK)
 
+$(BUILD)/llmc/dist/mpi_wire.o: FLAGS_ID = $(MPI_FLAGS)
+
 # Rebuild when compiler or flags change.
-ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
+ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(MPI_FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD); echo '$(ALL_FLAGS)' | cmp -s - $@ || echo '$(ALL_FLAGS)' > $@
 
@@ -209,6 +218,6 @@ clean: ## remove what was built
 
 help: ## this list
 	@echo "targets:"; sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
-	@echo "variables: CC=$(CC) OPT='$(OPT)' BUILD=$(BUILD) BLAS=auto|0|1 OMP=auto|0|1 SAN=address,undefined FAULT=0|1 ARCH='80 90a' NVCC=/path/to/nvcc"
+	@echo "variables: CC=$(CC) OPT='$(OPT)' BUILD=$(BUILD) BLAS=auto|0|1 OMP=auto|0|1 MPI=auto|0|1 SAN=address,undefined FAULT=0|1 ARCH='80 90a' NVCC=/path/to/nvcc"
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

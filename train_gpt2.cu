@@ -27,6 +27,7 @@ static int run(const Config *options) {
         comm_barrier(comm);             /* none leaves before rank 0 has said why */
     } else code = options->dry_run ? run_dry(&session) : options->eval_only ? run_eval(&session) : options->generate ? run_generate(&session) : run_train(&session);
     session_close(&session);
+    if (code != EXIT_OK && code != EXIT_REQUEUE) comm->phase(comm, "end", -1, 0.05); /* the others are not to be waited for */
     comm->destroy(comm);
     return code;
 }

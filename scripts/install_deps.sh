@@ -40,7 +40,8 @@ find_missing() {
 }
 
 useful=()
-if [ "$for_tests" -eq 1 ] && ! command -v mpirun >/dev/null; then useful=(openmpi-bin); fi
+if [ "$for_tests" -eq 1 ] && ! command -v mpirun >/dev/null; then useful+=(openmpi-bin); fi
+if [ "$for_tests" -eq 1 ] && ! command -v mpicc >/dev/null; then useful+=(libopenmpi-dev); fi
 enough() { # what must be there is: what else is missing costs tests alone
     [ ${#missing[@]} -eq 0 ] || return 0
     echo "dependencies: all there but ${useful[*]}; the tests that use it are skipped"

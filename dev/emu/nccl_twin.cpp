@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <thread>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,7 +30,9 @@ struct Twin {
     Shared *shared;
     int rank, size;
     std::atomic<int> error;
-    std::atomic<bool> aborted, finalized;
+    std::atomic<bool> aborted, finalized, closing;
+    std::atomic<cudaStream_t> used; /* the stream that it was given last */
+    std::thread progress;
 };
 
 static void pause() {
@@ -41,6 +44,18 @@ static bool everyone_lives(Twin *t) {
     for (int r = 0; r < t->size; r++)
         if (r != t->rank && kill(t->shared->pids[r], 0) && errno == ESRCH) return false;
     return true;
+}
+
+/* A device goes on by itself, whatever its host waits for; where ranks wait for each other on their hosts and in their streams, that matters. */
+static void go_on(Twin *t) {
+    for (; !t->closing; pause())
+        if (cudaStream_t stream = t->used.exchange(nullptr)) cudaStreamSynchronize(stream);
+}
+
+static int queue(Twin *t, void *stream, std::function<void()> work) {
+    enqueue((cudaStream_t)stream, std::move(work));
+    t->used = (cudaStream_t)stream;
+    return NCCL_OK;
 }
 
 /* False: it will never be. */
@@ -93,22 +108,20 @@ static int reduce_scatter(const void *from, void *to, size_t n, int type, int su
     Twin *t = (Twin *)comm;
     size_t part = n * 4, all = part * (size_t)t->size;
     if (type != NCCL_FLOAT32 || sum != NCCL_SUM || !is_device(from, all) || !is_device(to, part)) return 4;
-    enqueue((cudaStream_t)stream, [=]() { reduce<float>(t, (const char *)from, (char *)to, part * (size_t)t->rank, part * (size_t)(t->rank + 1), all); });
+    queue(t, stream, [=]() { reduce<float>(t, (const char *)from, (char *)to, part * (size_t)t->rank, part * (size_t)(t->rank + 1), all); });
     return NCCL_IN_PROGRESS; /* queued, and async_error says so at once */
 }
 
 static int all_reduce(const void *from, void *to, size_t n, int type, int sum, void *comm, void *stream) {
     Twin *t = (Twin *)comm;
     if (type != NCCL_FLOAT64 || sum != NCCL_SUM || !is_device(from, n * 8) || !is_device(to, n * 8)) return 4;
-    enqueue((cudaStream_t)stream, [=]() { reduce<double>(t, (const char *)from, (char *)to, 0, n * 8, n * 8); });
-    return NCCL_OK;
+    return queue(t, stream, [=]() { reduce<double>(t, (const char *)from, (char *)to, 0, n * 8, n * 8); });
 }
 
 static int all_gather(const void *from, void *to, size_t n, int type, void *comm, void *stream) {
     Twin *t = (Twin *)comm;
     if (type != NCCL_UINT8 || !is_device(from, n) || !is_device(to, n * (size_t)t->size)) return 4;
-    enqueue((cudaStream_t)stream, [=]() { gather(t, (const char *)from, (char *)to, n); });
-    return NCCL_OK;
+    return queue(t, stream, [=]() { gather(t, (const char *)from, (char *)to, n); });
 }
 
 static int get_version(int *version) { return *version = NCCL_VERSION_LEAST, NCCL_OK; }
@@ -134,6 +147,7 @@ static int comm_init(void **comm, int size, NcclId id, int rank, NcclConfig *con
     t->shared = (Shared *)p, t->rank = rank, t->size = size;
     t->shared->pids[rank] = getpid();
     if (t->shared->here.fetch_add(1) + 1 == size) shm_unlink(id.bytes);
+    t->progress = std::thread(go_on, t);
     *comm = t;
     return NCCL_IN_PROGRESS;
 }
@@ -154,6 +168,8 @@ static int finalize(void *comm) {
 
 static int destroy(void *comm) {
     Twin *t = (Twin *)comm;
+    t->closing = true;
+    t->progress.join();
     munmap(t->shared, sizeof *t->shared);
     delete t;
     return NCCL_OK;

@@ -344,7 +344,7 @@ TEST(named_points) {
 
 TEST(unknown_faults_are_refused) {
     static const char *const bad[] = {"kill", "kill@io", "kill@io=0", "kill@io=x", "kill@io=1x", "errno=EWHAT@io=1", "errno=EIO@step=1", "short@step=1",
-                                      "stop@io=1", "slow=0@step=1", "slower@step=1", "flip@io=1", "kill@io=1;", ";", "kill@step=-1"};
+                                      "stop@io=1", "slow=0@step=1", "slower@step=1", "flip@io=1", "slow=x@io=1", "kill@io=1;", ";", "kill@step=-1"};
     char *path = in_work("unknown");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         int status = child(bad[i], "replace", path);

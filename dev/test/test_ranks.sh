@@ -194,6 +194,31 @@ if command -v mpirun >/dev/null; then
     expect "one process speaks" test "$(grep -c 'step 30/30' "$work/log")" -eq 1
     expect "the meeting file is gone" test -z "$(find "$work/mpi" -name 'meeting*')"
     done_case
+
+    mpi=(mpirun --allow-run-as-root --oversubscribe)
+    "$train" "${small[@]}" --out "$work/none" --batch 2 --processes 2 --transport mpi >"$work/log" 2>&1
+    if says 'built without MPI'; then skipped=$((skipped + 1)); echo "skipped ranks_joined_by_mpi: the build has no MPI"
+    else
+        test_case ranks_joined_by_mpi
+        expect "our own launcher is none of MPI's" says 'expected ranks that mpirun or srun has started'
+        run 0 "${mpi[@]}" -n 3 "$train" "${small[@]}" --out "$work/by mpi" --batch 2 --transport mpi
+        expect "it says so" says 'ranks +3 over mpi'
+        expect "same losses" cmp -s <(losses "$work/by 3") <(losses "$work/by mpi")
+        run 0 "${mpi[@]}" -n 1 "$train" "${small[@]}" --out "$work/by one mpi" --batch 2 --transport mpi
+        LLMC_FAULT=kill@step=17,rank=2 run 137 "${mpi[@]}" -n 3 "$train" "${small[@]}" --out "$work/killed mpi" --batch 2 --transport mpi
+        expect "no orphans" gone
+        run 0 "${mpi[@]}" -n 3 "$train" "${small[@]}" --out "$work/killed mpi" --batch 2 --transport mpi
+        expect "same tensors" test "$(tensor_hash "$work/by 3/step_00000030")" = "$(tensor_hash "$work/killed mpi/step_00000030")"
+        LLMC_FAULT=term@step=5,rank=1 run 75 "${mpi[@]}" -n 3 "$train" "${small[@]}" --out "$work/stopped mpi" --batch 2 --transport mpi
+        LLMC_FAULT=stop@step=12,rank=1 run 6 "${mpi[@]}" -n 3 "$train" "${small[@]}" --out "$work/stuck mpi" --batch 2 --transport mpi --timeout 2
+        expect "who waits, for whom" says 'I wait for rank 1'
+        expect "no orphans after a stuck one" gone
+        run 3 "${mpi[@]}" -n 3 "$train" "${small[@]}" --data "$work/bad.bin" --out "$work/bad mpi" --batch 2 --epochs 3 --steps 0 --transport mpi
+        expect "the file, the offset" says 'bad.bin: byte 40000'
+        run 2 "${mpi[@]}" -n 1 "$train" "${small[@]}" --out "$work/differ mpi" --batch 2 --transport mpi : -n 1 "$train" "${small[@]}" --out "$work/differ mpi" --batch 2 --transport mpi --lr 1
+        expect "which option" says 'lr is'
+        done_case
+    fi
 else skipped=$((skipped + 1)); echo "skipped ranks_by_mpirun: mpirun is not installed"; fi
 
 echo "$passed passed, $failed failed, $skipped skipped"

@@ -98,7 +98,7 @@ static bool fail_proof(Error *e, int rank, const Line *named, const Line *theirs
                 ours->value_length < most ? ours->value_length : most, ours->value);
 }
 
-static bool same_proof(const char *ours, const char *theirs, int rank, Error *e) {
+bool same_proof(const char *ours, const char *theirs, int rank, Error *e) {
     Line a, b;
     for (const char *at = ours; next_line(&at, &a);) {
         bool there = find_line(theirs, &a, &b);

@@ -43,11 +43,13 @@ bool checkpoint_save(const char *run_dir, const GPT2 *model, const TrainState *s
  * copies and files; training may go on. The files are those of checkpoint_save, byte for byte. Until finish, nothing of the checkpoint is seen,
  * and model (its values may change), facts' owner and tokenizer_dir stay. One save at a time in a run directory. */
 typedef struct Saving Saving;
+typedef struct { void *p; size_t bytes; } SaveMemory; /* of copies: zeros at first; the owner frees p */
 typedef struct {
     bool apart;               /* false, or where memory for copies lacks (said on `report`): begin has written the files when it returns */
     int keep;                 /* checkpoint_retain follows the save; 0: it does not */
     int64_t keep_every;
     FILE *report;             /* may be NULL */
+    SaveMemory *memory;       /* kept from save to save, as new memory takes several times longer to copy to; NULL: the save's own */
 } SaveHow;
 Saving *checkpoint_begin(const char *run_dir, const GPT2 *model, const TrainState *state, const RunIdentity *id, const SaveHow *how, Error *e); /* NULL: failed on all */
 bool checkpoint_ready(Saving *s);               /* asked between steps: does what is due; true when finish will not wait. One number travels, behind the step's own */

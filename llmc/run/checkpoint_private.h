@@ -49,9 +49,8 @@ typedef struct {
     float *master, *m, *v;    /* (n_elements) on rank 0, none elsewhere; m and v as this rank holds them, none where rank 0 writes them for all */
 } Source;
 size_t source_bytes(size_t n_elements, Ranks ranks);  /* of the copies */
-bool source_reserve(Source *s);                       /* false: no memory for copies */
+bool source_reserve(Source *s, SaveMemory *memory);   /* false: no memory for copies */
 void source_copy(Source *s);                          /* all ranks together */
-void source_free(Source *s);
 
 /* ---- files of a checkpoint; each adds itself to the manifest ---- */
 /* From the model itself, where the ranks hold parts of the master weights, all others call join_model_files meanwhile. */

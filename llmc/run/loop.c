@@ -38,6 +38,7 @@ typedef struct {
     int64_t saved_step;               /* of the newest checkpoint; -1: none */
     bool unsaved;                     /* the state has changed since the last one was begun */
     Saving *saving;                   /* the save under way, or NULL */
+    SaveMemory save_memory;
     int64_t saving_step;
     double saving_since, saving_held; /* when it began, and how many seconds training has waited for it */
     double started;                   /* of this process's training */
@@ -438,6 +439,7 @@ static bool save(Run *r, Error *e) {
     if (!finish_all(r, e)) return false;
     together_saved(&r->together, -1);
     r->save = false;
+    bool goes_on = !ending(r) && r->state.step < r->session->schedule.steps && strcmp(o->save_async, "on") == 0;
     if (r->unsaved) {
         if (!finish_saving(r, e) || (r->comm->size > 1 && o->check_replicas && !check_replicas(r, e))) return false;
         double begin = r->saving_since = seconds_now();
@@ -445,14 +447,14 @@ static bool save(Run *r, Error *e) {
         r->state.seconds += begin - r->started;
         r->started = begin;
         r->backend->sync(r->backend);
-        SaveHow how = {.apart = strcmp(o->save_async, "on") == 0, .keep = (int)o->keep, .keep_every = o->keep_every, .report = r->comm->rank ? NULL : stderr};
+        SaveHow how = {.apart = goes_on, .keep = (int)o->keep, .keep_every = o->keep_every, .memory = &r->save_memory,
+                       .report = r->comm->rank ? NULL : stderr};
         r->saving = checkpoint_begin(o->out, &r->model, &r->state, &r->identity, &how, e);
         if (!r->saving) return agree(r, false, e);
         r->saving_step = r->state.step;
         r->unsaved = false;
         r->saving_held = seconds_now() - begin;
     }
-    bool goes_on = !ending(r) && r->state.step < r->session->schedule.steps && strcmp(o->save_async, "on") == 0;
     return goes_on || finish_saving(r, e);
 }
 
@@ -552,6 +554,7 @@ static void begin_together(Run *r) {
 
 static void close_run(Run *r) {
     if (r->saving) checkpoint_abandon(r->saving);
+    free(r->save_memory.p);
     if (r->loader) loader_destroy(r->loader);
     if (r->metrics.fd >= 0) metrics_close(&r->metrics);
     end_trace(r);

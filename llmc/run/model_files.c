@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 /* ---- writing safetensors ---- */
 
@@ -64,23 +63,25 @@ size_t source_bytes(size_t n_elements, Ranks ranks) { return ((ranks.rank ? 0 : 
 
 /* Memory that the machine can give without swapping; SIZE_MAX: not known. */
 static size_t memory_available(void) {
+    static const char key[] = "MemAvailable:";
     FILE *f = fopen("/proc/meminfo", "r");
     char line[128];
     unsigned long long kib = 0;
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) continue;
+    while (f && !kib && fgets(line, sizeof line, f))
+        if (strncmp(line, key, strlen(key)) == 0) kib = strtoull(line + strlen(key), NULL, 10);
     if (f) fclose(f);
     return kib ? (size_t)kib * 1024 : SIZE_MAX;
 }
 
-/* Allocated and thrown away for each save, in large pages where there are any: they are faulted in several times faster. */
-bool source_reserve(Source *s) {
-    enum { LARGE_PAGE = 2 << 20 };
+bool source_reserve(Source *s, SaveMemory *memory) {
     const GPT2 *model = s->model;
-    const size_t n = model->layout.n_elements, held = moments_held(n, model->ranks), bytes = source_bytes(n, model->ranks);
-    void *p = NULL;
-    if (bytes > memory_available() / (size_t)s->comm->local_size || posix_memalign(&p, bytes < LARGE_PAGE ? 64 : LARGE_PAGE, bytes + !bytes)) return false;
-    madvise(p, bytes, MADV_HUGEPAGE);
-    s->copies = p;
+    const size_t n = model->layout.n_elements, held = moments_held(n, model->ranks), bytes = source_bytes(n, model->ranks) + 1; /* there may be nothing to copy */
+    if (memory->bytes < bytes) {
+        void *p = bytes > memory_available() / (size_t)s->comm->local_size ? NULL : realloc(memory->p, bytes);
+        if (!p) return false;
+        *memory = (SaveMemory){p, bytes};
+    }
+    s->copies = memory->p;
     s->master = s->copies;
     s->m = s->copies + (model->ranks.rank ? 0 : n);
     s->v = s->m + held;
@@ -89,9 +90,9 @@ bool source_reserve(Source *s) {
 
 /* values: of the whole unit, in memory order, on all ranks, each of which has downloaded its part. */
 static void collect_unit(const Source *s, size_t unit, float *values) {
-    const size_t *begin = &s->model->layout.unit_begin[unit], n = begin[1] - begin[0];
+    const size_t first = s->model->layout.unit_begin[unit], n = s->model->layout.unit_begin[unit + 1] - first;
     UnitPart p = gpt2_part(s->model, unit);
-    s->model->backend->download(s->model->backend, values + (p.first - begin[0]), s->model->master.p + p.master, p.n * sizeof(float));
+    s->model->backend->download(s->model->backend, values + (p.first - first), s->model->master.p + p.master, p.n * sizeof(float));
     s->comm->wait(s->comm, s->comm->all_gather(s->comm, values, n * sizeof(float)));
 }
 
@@ -115,11 +116,6 @@ void source_copy(Source *s) {
     if (!held) return;
     be->download(be, s->m, model->m.p, held * sizeof(float));
     be->download(be, s->v, model->v.p, held * sizeof(float));
-}
-
-void source_free(Source *s) {
-    free(s->copies);
-    s->copies = NULL;
 }
 
 /* Master weights; where the ranks hold parts of them and there are no copies, a unit at a time is collected from all. */

@@ -2,7 +2,7 @@
 #include "ranks.h"
 #include "../base/io.h"
 #include "../base/version.h"
-#include "../dist/launch.h"
+#include "../dist/mpi_wire.h"
 #include "together.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -70,11 +70,12 @@ static bool settle_launch(Launch *l, const Config *o, Error *e) {
 }
 
 Comm *ranks_meet(const Config *o, Error *e) {
-    Launch launch;
+    Launch launch = {.size = 1, .listener = -1};
     if (o->dry_run) return comm_alone();
     if (!settle_launch(&launch, o, e)) return NULL;
     char *proof = proof_of(o);
-    Comm *comm = comm_connect(&launch, proof, o->timeout, e);
+    bool by_mpi = strcmp(o->transport, "mpi") == 0 && launch.size > 1;
+    Comm *comm = by_mpi ? mpi_connect(&launch, proof, o->timeout, e) : comm_connect(&launch, proof, o->timeout, e);
     free(proof);
     if (!comm) return NULL;
     fault_rank(comm->rank);

@@ -16,6 +16,7 @@ struct Saving {
     char *state;              /* training_state.json */
     SaveHow how;
     Source source;
+    SaveMemory memory;        /* where it is not how.memory */
     Comm *comm, *alone;       /* alone: made for this save, or NULL */
     Manifest m;
     bool there;               /* a valid checkpoint of this state exists: nothing is written */
@@ -143,7 +144,6 @@ static void end_stage(Saving *s, bool apart) {
     if (s->threaded) pthread_join(s->thread, NULL);
     s->threaded = false;
     s->ok = comm_agree(s->comm, s->ok, &s->e);
-    if (s->stage == SAVE_WRITING) source_free(&s->source);
     if (!s->ok || s->stage == SAVE_COMMITTING || s->comm->size == 1) {
         s->stage = SAVE_OVER;
         return;
@@ -155,13 +155,13 @@ static void end_stage(Saving *s, bool apart) {
 
 /* Copies for threads to write from. False: some rank has no memory for them. */
 static bool copy_model(Saving *s) {
-    double lacking = !source_reserve(&s->source);
+    double lacking = !source_reserve(&s->source, s->how.memory ? s->how.memory : &s->memory);
     comm_sum(s->comm, &lacking, 1);
     if (!(lacking > 0)) {
         source_copy(&s->source);
         return true;
     }
-    source_free(&s->source);
+    s->source.copies = NULL;
     char bytes[32];
     format_bytes(bytes, (double)source_bytes(s->source.model->layout.n_elements, s->source.model->ranks));
     if (s->how.report)
@@ -170,10 +170,9 @@ static bool copy_model(Saving *s) {
 }
 
 static void saving_free(Saving *s) {
-    source_free(&s->source);
     manifest_free(&s->m);
     if (s->alone) s->alone->destroy(s->alone);
-    free(s->run_dir), free(s->temporary), free(s->final), free(s->state), free(s);
+    free(s->memory.p), free(s->run_dir), free(s->temporary), free(s->final), free(s->state), free(s);
 }
 
 static bool prepare(Saving *s, const TrainState *state, const RunIdentity *id) {
@@ -193,7 +192,7 @@ Saving *checkpoint_begin(const char *run_dir, const GPT2 *model, const TrainStat
     *s = (Saving){.run_dir = xstrdup(run_dir), .temporary = xasprintf("%s/.tmp-step_%08lld", run_dir, (long long)state->step),
                   .final = xasprintf("%s/step_%08lld", run_dir, (long long)state->step), .tokenizer_dir = id->tokenizer_dir, .state = state_to_json(state, id),
                   .how = *how, .alone = id->comm ? NULL : comm_alone(), .m = {.step = state->step}};
-    s->comm = s->alone ? s->alone : id->comm;
+    s->comm = id->comm ? id->comm : s->alone;
     s->source = (Source){.model = model, .comm = s->comm};
     memcpy(s->m.run_id, id->run_id, sizeof s->m.run_id);
     if (!prepare(s, state, id)) {

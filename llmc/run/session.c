@@ -182,8 +182,8 @@ static bool settle_transport(Session *s, Error *e) {
     if (c->size == 1) return true;
     snprintf(s->transport_line, sizeof s->transport_line, "%s", c->name);
     bool asked = strcmp(o->transport, "nccl") == 0, possible = comm_agree(c, s->device->side_begin || fail(&why, EXIT_USAGE, "--transport nccl: found %s, expected --device cuda on all ranks", s->device->name), &why);
-    if (strcmp(o->transport, "host") == 0 || o->share_gpus || strcmp(o->reduce_dtype, "bf16") == 0) return true;
-    if (!possible) return asked ? (*e = why, false) : true;
+    if (strcmp(o->transport, "host") == 0 || strcmp(o->transport, "mpi") == 0 || o->share_gpus || strcmp(o->reduce_dtype, "bf16") == 0) return true;
+    if (!possible || !s->device->side_begin) return asked ? (*e = why, false) : true;
     DeviceQueue queue = {s->device->side_begin(s->device), side_call, s->device, strcmp(s->device->name, "emu") == 0};
     s->devices = nccl_comm_create(c, &queue, o->timeout, &why);
     if (s->devices) {
@@ -267,7 +267,7 @@ void session_print(const Session *s, const size_t memory[MEM_CLASS_COUNT], size_
     snprintf(text, sizeof text, "%12s  free beside them", n);
     if (room != SIZE_MAX) row(out, "memory", text);
     format_bytes(n, (double)checkpoint_copy_bytes(c, s->ranks));
-    snprintf(text, sizeof text, "%12s  of the host%s, while a checkpoint is written (--save-async)", n, s->ranks.n > 1 ? ", by the first rank" : "");
+    snprintf(text, sizeof text, "%12s  of the host%s, for copies that checkpoints are written from (--save-async)", n, s->ranks.n > 1 ? ", by the first rank" : "");
     if (!s->options->eval_only && strcmp(s->options->save_async, "on") == 0) row(out, "memory", text);
     print_data(s, out);
     if (!s->options->eval_only) {
