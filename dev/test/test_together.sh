@@ -120,7 +120,8 @@ run 0 "$train" "${often[@]}" --out "$work/whole"
 length=$((($(date +%s%N) - begin) / 1000000))
 seed=${LLMC_TEST_SEED:-$(date +%s)}; RANDOM=$seed
 stops=0 chain=0 started=$SECONDS
-while [ $stops -lt 12 ] && [ $((SECONDS - started)) -lt 60 ] && [ $bad -eq 0 ]; do
+most=${LLMC_TEST_STOPS:-12}
+while [ $stops -lt "$most" ] && [ $((SECONDS - started)) -lt $((5 * most)) ] && [ $bad -eq 0 ]; do
     out="$work/chain $chain"
     begin "$train" "${often[@]}" --out "$out"
     ranks=
