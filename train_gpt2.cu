@@ -1,7 +1,9 @@
 /* The program: options -> session -> what was asked for. Plain C that nvcc accepts too. */
 #include "llmc/base/version.h"
 #include "llmc/run/session.h"
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -27,7 +29,10 @@ static int run(const Config *options) {
         comm_barrier(comm);             /* none leaves before rank 0 has said why */
     } else code = options->dry_run ? run_dry(&session) : options->eval_only ? run_eval(&session) : options->generate ? run_generate(&session) : run_train(&session);
     session_close(&session);
-    if (code != EXIT_OK && code != EXIT_REQUEUE) comm->phase(comm, "end", -1, 0.05); /* the others are not to be waited for */
+    if (comm->size > 1 && code != EXIT_OK && code != EXIT_REQUEUE) { /* the others lose this rank when it ends, not before: the first to end is the cause */
+        fflush(NULL);
+        _exit(code);
+    }
     comm->destroy(comm);
     return code;
 }

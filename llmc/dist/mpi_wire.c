@@ -123,7 +123,7 @@ static void *carry(void *arg) {
         for (int r = 0; r < wire->size; r++)
             if (r != wire->rank) moved |= send_some(&wire->links[r], r) | receive_some(&wire->links[r], r);
         if (moved) continue;
-        if (patience_left(&until) < 0) return NULL; /* the process ends without MPI_Finalize, which would wait for the others */
+        if (patience_left(&until) < 0) return NULL; /* without MPI_Finalize, which would wait for the others */
         usleep(IDLE);
     }
     if (!e.code || !ok) MPI_Finalize();
