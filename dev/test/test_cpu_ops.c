@@ -428,7 +428,7 @@ TEST(adamw_against_double) {
         for (size_t i = 0; i < N; i++) g[i] = rng_normal(2, (uint32_t)t, 0, i);
         s.updates = t;
         s.skip = 0;
-        AdamW a = {{t % 2 ? params : w}, {w}, {m}, {v}, {g}, {&s}, segments, 3, N};
+        AdamW a = {{t % 2 ? params : w}, {w}, {m}, {v}, {g}, {&s}, segments, 3, N, 0};
         backend->adamw(backend, &a);
         s.skip = SKIP_NORM, s.updates = 0;
         backend->adamw(backend, &a);

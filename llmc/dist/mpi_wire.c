@@ -120,8 +120,11 @@ static void *carry(void *arg) {
     double until = INFINITY;
     while (ok && !all_ended()) {
         bool moved = false;
-        for (int r = 0; r < wire->size; r++)
-            if (r != wire->rank) moved |= send_some(&wire->links[r], r) | receive_some(&wire->links[r], r);
+        for (int r = 0; r < wire->size; r++) {
+            if (r == wire->rank) continue;
+            moved |= send_some(&wire->links[r], r);
+            moved |= receive_some(&wire->links[r], r);
+        }
         if (moved) continue;
         if (patience_left(&until) < 0) return NULL; /* without MPI_Finalize, which would wait for the others */
         usleep(IDLE);
