@@ -26,6 +26,7 @@ missing=()
 find_missing() {
     missing=()
     command -v make >/dev/null || missing+=(make)
+    [ "$for_tests" -eq 0 ] || command -v pgrep >/dev/null || missing+=(procps)
     if ! command -v cc >/dev/null; then
         missing+=(gcc g++ libc6-dev libjansson-dev libpcre2-dev libxxhash-dev libopenblas-openmp-dev)
         return

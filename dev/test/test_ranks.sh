@@ -3,6 +3,7 @@
 # that only whole processes show (P8, P10, P11, P21, P22, P23, P24).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
 train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
 work=$(mktemp -d "${TMPDIR:-/tmp}/llmc ranks.XXXXXX") # with a space in its path, on purpose
 trap 'rm -rf "$work"' EXIT

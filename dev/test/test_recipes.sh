@@ -3,6 +3,7 @@
 # installed, torchrun's variables, a stand-in for Slurm, two machines made of network namespaces where this user may make some.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
 build=${LLMC_TEST_BUILD:-build/test}
 case $build in /*) ;; *) build=$PWD/$build ;; esac
 work=$(mktemp -d "${TMPDIR:-/tmp}/llmc recipes.XXXXXX") # with a space in its path, on purpose

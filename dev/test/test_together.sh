@@ -3,6 +3,7 @@
 # all in every phase, under each launcher (P22); copies that differ end it before the next save (P18); the slow rank is named (P29).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
 train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
 work=$(mktemp -d "${TMPDIR:-/tmp}/llmc together.XXXXXX")
 trap 'rm -rf "$work"' EXIT
