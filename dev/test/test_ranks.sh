@@ -51,7 +51,10 @@ emulated=(--device emu --dtype fp32 "${small[@]}" --steps 3 --val-batches 1 --ba
 run 2 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/crowd" --gpus 3
 expect "both numbers" says "ranks 0 and 2 have the same GPU .*found 3 processes on this machine and 2 GPUs, expected one GPU for each; start 2 here, or give --share-gpus"
 expect "said once" test "$(grep -c 'have the same GPU' "$work/log")" -eq 1
+run 0 "$train" "${emulated[@]}" --out "$work/one gpu"
+measured=$(grep -c '^timing the algorithms' "$work/log")
 run 0 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/gpus" --gpus 2
+expect "one rank measures the products for all" test "$measured" -gt 0 -a "$(grep -c '^timing the algorithms' "$work/log")" -eq "$measured"
 run 0 "$train" "${emulated[@]}" --out "$work/shared" --processes 2 --share-gpus
 expect "shared or not, the same losses" cmp -s <(losses "$work/gpus") <(losses "$work/shared")
 run 2 "$train" "${emulated[@]}" --out "$work/contrary" --processes 2 --gpus 3
@@ -150,6 +153,8 @@ run 2 "$train" "${small[@]}" --out "$work/x" --batch 5 --processes 4
 expect "once" test "$(grep -c '^error: --total-batch' "$work/log")" -eq 1
 expect "and which rank ended first" grep -q '^error: rank [0-3] of 4 ended with exit code 2' <(tail -1 "$work/log")
 expect "the processes are in the sum" says '4 processes'
+run 2 "$train" "${small[@]}" --out "$work/one" --batch 2 --processes 4 --resume never
+expect "once, of a run that is there" test "$(grep -c 'already holds a run' "$work/log")" -eq 1
 run 2 "$train" --generate --init-from "$work/one" --processes 2
 expect "no generation by several" says 'runs in one process'
 cp "$work/prepared/data/train.bin" "$work/bad.bin"

@@ -97,12 +97,19 @@ void keep_copy_rate(Matmul *m) {
     plan_file_put(&m->file, key, value);
 }
 
+void recall_copy_rate(Matmul *m) {
+    char key[KEY];
+    snprintf(key, sizeof key, "%s copy", m->where);
+    const char *value = plan_file_get(&m->file, key);
+    if (value && (sscanf(value, "bytes_per_second %lf", &m->copy_rate) != 1 || !(m->copy_rate > 0 && m->copy_rate < 1e15))) m->copy_rate = 0;
+}
+
 static bool check_algorithm(const Matmul *m, const Plan *plan, const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *result) {
     return cublasLtMatmulAlgoCheck(m->handle, plan->desc, plan->left, plan->right, plan->out, plan->out, algo, result) == CUBLAS_STATUS_SUCCESS;
 }
 
 /* A line is believed where the library confirms the algorithm for this product. */
-static bool recall(const Matmul *m, Plan *plan) {
+static bool recall(Matmul *m, Plan *plan) {
     char key[KEY], hex[HEX + 1];
     double microseconds;
     const char *value = plan_file_get(&m->file, key_of(m, &plan->product, key));
@@ -340,10 +347,6 @@ Matmul *matmul_create(CudaBackend *cuda, const char *plan_file, Error *e) {
         if (*c == ' ' || *c == '=') *c = '_';
     snprintf(m->where + at, sizeof m->where - at, " cublasLt-%zu %s", cublasLtGetVersion(), sizeof(elem) == 2 ? "bf16" : "fp32");
     plan_file_open(&m->file, plan_file);
-    char key[KEY];
-    snprintf(key, sizeof key, "%s copy", m->where);
-    const char *value = plan_file_get(&m->file, key);
-    if (value && (sscanf(value, "bytes_per_second %lf", &m->copy_rate) != 1 || !(m->copy_rate > 0 && m->copy_rate < 1e15))) m->copy_rate = 0;
     return m;
 }
 

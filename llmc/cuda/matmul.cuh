@@ -81,7 +81,7 @@ struct PlanFile {
     bool changed;
 };
 void plan_file_open(PlanFile *, const char *path);      /* a missing file is an empty one */
-const char *plan_file_get(const PlanFile *, const char *key); /* NULL: not there */
+const char *plan_file_get(PlanFile *, const char *key); /* NULL: not there, and not added by another process since it was read */
 void plan_file_put(PlanFile *, const char *key, const char *value);
 void plan_file_save(PlanFile *); /* if changed: what others have added since, and ours; by a rename. Failure: a warning */
 void plan_file_close(PlanFile *);

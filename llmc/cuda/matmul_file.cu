@@ -69,8 +69,9 @@ void plan_file_open(PlanFile *f, const char *path) {
     read_into(f, true);
 }
 
-const char *plan_file_get(const PlanFile *f, const char *key) {
+const char *plan_file_get(PlanFile *f, const char *key) {
     const PlanFile::Line *line = find(f, key);
+    if (!line && f->path) read_into(f, false), line = find(f, key);
     return line ? line->value : NULL;
 }
 

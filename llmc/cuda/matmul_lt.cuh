@@ -56,6 +56,7 @@ cublasStatus_t lt_issue(CudaBackend *, const Plan *, const Candidate *, const Op
 /* What was chosen, into the plan file's table. */
 void keep_plan(Matmul *, Plan *);
 void keep_copy_rate(Matmul *);
+void recall_copy_rate(Matmul *); /* from the plan file; 0 stays where it is not there */
 
 } /* namespace */
 #endif

@@ -244,6 +244,7 @@ static void decide(Matmul *m) {
 void matmul_measure(CudaBackend *cuda) {
     Matmul *m = cuda->matmul;
     int n = 0;
+    if (m->copy_rate == 0) recall_copy_rate(m);
     bool copy = false; /* needed once, with the first comparison of a fused product that was timed */
     for (size_t i = 0; i < m->n_plans; i++) {
         n += m->plans[i].state == PLAN_NEW;

@@ -573,9 +573,10 @@ int run_train(Session *s) {
              .identity = {.tokenizer_dir = s->tokenizer_dir, .comm = s->comm}};
     int code = 0;
     together_listen();
-    bool created = agree(&r, create_all(&r, e), e);
+    /* Rank 0 first: what it measures of its GPU the others find in the plan file, so that all, and a resumed run, compute with the same algorithms. */
+    bool created = agree(&r, s->comm->rank || create_all(&r, e), e) && agree(&r, !s->comm->rank || create_all(&r, e), e);
     if (created) collect_facts(&r);
-    if (!created || !resume_or_begin(&r, e) || !agree(&r, open_loader(&r, e) && open_metrics(&r, e), e)) code = e->code;
+    if (!created || !agree(&r, resume_or_begin(&r, e), e) || !agree(&r, open_loader(&r, e) && open_metrics(&r, e), e)) code = e->code;
     if (!code) {
         r.first_step = r.state.step;
         r.started = seconds_now();
