@@ -31,7 +31,18 @@ static inline void backends_run_device(const char *name, Backend *(*create)(cons
 #define DEVICE_NAME "emu"
 #define device_backend_create emu_backend_create
 #endif
-#define NO_DEVICE "neither a CUDA toolkit nor a C++ compiler in this build"
+/* main of a test program that is about that device alone */
+static inline int device_main(int argc, char **argv, void (*run)(const char *name, Backend *)) {
+    test_start(argc, argv);
+#ifdef DEVICE_NAME
+    backends_run_device(DEVICE_NAME, device_backend_create, run);
+#else
+    (void)run;
+    test_skipped++;
+    printf("skipped device: neither a CUDA toolkit nor a C++ compiler in this build\n");
+#endif
+    return test_done();
+}
 
 static inline void backends_run_all(void (*run)(const char *name, Backend *)) {
     Error e = {0, ""};

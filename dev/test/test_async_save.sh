@@ -2,30 +2,16 @@
 # Saves apart from training, from outside: what ends a run while a rank's disk is slow to take its file (P7, P8, P24).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
-work=$(mktemp -d "${TMPDIR:-/tmp}/llmc async.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-passed=0 failed=0 name=
-test_case() { name=$1; bad=0; }
-expect() { local what=$1; shift; "$@" || { bad=1; echo "FAILED $name: $what"; }; }
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -12 "$work/log" 2>/dev/null; fi; }
-says() { grep -qE -- "$1" "$work/log"; }
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
 line_of() { grep -nE -m1 -- "$1" "$work/log" | cut -d: -f1; }
 run() { # CODE OUT OPTIONS...: its output in $work/log. The directory is there, so that a rank's first counted call is of its first save
-    local want=$1 out=$2 got; shift 2
-    mkdir -p "$work/$out"
-    timeout 120 "$train" "${small[@]}" --out "$work/$out" "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of --out $out $*"; }
+    mkdir -p "$work/$2"
+    run_command "$1" "$train" "${small[@]}" --out "$work/$2" "${@:3}"
 }
-tensor_hash() { # all tensors of a checkpoint, without the files' headers, which hold the run's id
-    local f n
-    for f in "$work/$1"/step_00000030/*.safetensors; do n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"; done | sha256sum
-}
-same_tensors() { expect "$1: same tensors as ${2:-whole}" test "$(tensor_hash "$1")" = "$(tensor_hash "${2:-whole}")"; }
+same_tensors() { expect "$1: same tensors as ${2:-whole}" test "$(tensor_hash "$work/$1/step_00000030")" = "$(tensor_hash "$work/${2:-whole}/step_00000030")"; }
 
-awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
-  for (i = 0; i < 3000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
+write_text 3000 >"$work/text.txt"
 small=(--data "$work/text.txt" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --batch 2 --total-batch 768 --val-every 0 --save-every 10 --lr 3e-3 --steps 30 --processes 3)
 
 test_case waiting_for_saves_gives_the_same
@@ -88,5 +74,4 @@ LLMC_FAULT='slow=300@io=30;slow=200@io=60' run 0 one
 same_tensors one whole1
 done_case
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+totals

@@ -295,16 +295,8 @@ static void run_on(const char *name, Backend *device) {
     cpu->destroy(cpu);
 }
 
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    backends_run_device(DEVICE_NAME, device_backend_create, run_on);
-    return test_done();
-}
 #else
-TEST(device) { SKIP(NO_DEVICE); }
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    RUN(device);
-    return test_done();
-}
+#define run_on NULL
 #endif
+
+int main(int argc, char **argv) { return device_main(argc, argv, run_on); }

@@ -2,22 +2,9 @@
 # --dry-run --gpus from outside: what is printed, by hand where it is simple, and every wrong use. test_predict.c has the numbers' own tests.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0 name=
-test_case() { name=$1; bad=0; }
-expect() { # description, command...
-    local what=$1; shift
-    "$@" || { bad=1; echo "FAILED $name: $what"; }
-}
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -30 "$work/log"; fi; }
-says() { grep -qE -- "$1" "$work/log"; }
-run() { # CODE ARGS...
-    local want=$1 got; shift
-    "$train" "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: $*"; }
-}
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
+run() { run_command "$1" "$train" "${@:2}"; } # CODE ARGS...
 value() { sed -nE "s/.*$1.*/\1/p" "$work/log"; }
 less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a + 0 < b + 0 && a != "" && b != "") }'; }
 plan=(--dry-run --model gpt2 --batch 64 --total-batch 524288)
@@ -113,5 +100,4 @@ less than one micro-batch|--dry-run --model gpt2 --gpus 8 --nodes 100 --batch 64
 CASES
 done_case
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+totals

@@ -3,36 +3,15 @@
 # that only whole processes show (P8, P10, P11, P21, P22, P23, P24).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
-train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
-work=$(mktemp -d "${TMPDIR:-/tmp}/llmc ranks.XXXXXX") # with a space in its path, on purpose
-trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
+needs pgrep
 export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}handle_segv=0:handle_abort=0" # a crash is to be one
-passed=0 failed=0 skipped=0 name=
-test_case() { name=$1; bad=0; }
-expect() { local what=$1; shift; "$@" || { bad=1; echo "FAILED $name: $what"; }; }
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -12 "$work/log" 2>/dev/null; fi; }
-says() { grep -qE -- "$1" "$work/log"; }
-run() { # CODE COMMAND...: its output in $work/log
-    local want=$1 got; shift
-    timeout 120 "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: ${*:2}"; }
-}
-losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl" | sort -n -u; }
 close_losses() { # A B: the same steps, losses within 1e-5
     paste -d' ' <(losses "$1") <(losses "$2") | awk 'NF != 6 || $1 != $4 || ($2 - $5) ^ 2 > 1e-10 {bad = 1} END {exit !NR || bad}'
 }
-tensor_hash() { # all tensors of a checkpoint, without the files' headers, which hold the run's id
-    local f n
-    for f in "$1"/*.safetensors; do n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"; done | sha256sum
-}
-gone() { ! pgrep -f -- "--out $work/" >/dev/null || { sleep 1; ! pgrep -f -- "--out $work/" >/dev/null; }; }
 
-awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
-  for (i = 0; i < 3000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
-"$train" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 0 >"$work/log" 2>&1 ||
-    "$train" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 1 >"$work/log" 2>&1
+prepare_tokens
 small=(--data "$work/prepared/data/train.bin" --val "$work/prepared/data/val.bin" --tokenizer "$work/prepared/data/tokenizer" --layers 2 --channels 32 --heads 2 --seq-len 32
     --total-batch 768 --val-every 10 --val-batches 4 --save-every 10 --lr 3e-3 --steps 30)
 
@@ -172,7 +151,6 @@ expect "same losses" cmp -s <(losses "$work/by 3") <(losses "$work/full")
 done_case
 
 # torchrun's variables, each rank started by hand.
-free_port() { local p; for p in $(seq 20000 60000 | shuf -n 50); do (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || { echo "$p"; return; }; done; }
 test_case ranks_by_torchruns_variables
 port=$(free_port)
 for r in 1 0; do
@@ -203,7 +181,7 @@ if command -v mpirun >/dev/null; then
 
     mpi=(env "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0" mpirun --allow-run-as-root --oversubscribe) # Open MPI's libraries leave memory behind
     "$train" "${small[@]}" --out "$work/none" --batch 2 --processes 2 --transport mpi >"$work/log" 2>&1
-    if says 'built without MPI'; then skipped=$((skipped + 1)); echo "skipped ranks_joined_by_mpi: the build has no MPI"
+    if says 'built without MPI'; then skip "ranks_joined_by_mpi: the build has no MPI"
     else
         test_case ranks_joined_by_mpi
         expect "our own launcher is none of MPI's" says 'expected ranks that mpirun or srun has started'
@@ -225,7 +203,6 @@ if command -v mpirun >/dev/null; then
         expect "which option" says 'lr is'
         done_case
     fi
-else skipped=$((skipped + 1)); echo "skipped ranks_by_mpirun: mpirun is not installed"; fi
+else skip "ranks_by_mpirun: mpirun is not installed"; fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+totals

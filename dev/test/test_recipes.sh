@@ -3,10 +3,9 @@
 # installed, torchrun's variables, a stand-in for Slurm, two machines made of network namespaces where this user may make some.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
-build=${LLMC_TEST_BUILD:-build/test}
-case $build in /*) ;; *) build=$PWD/$build ;; esac
-work=$(mktemp -d "${TMPDIR:-/tmp}/llmc recipes.XXXXXX") # with a space in its path, on purpose
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
+needs pgrep
 netns=()
 clean() {
     [ $BASHPID = $$ ] || return
@@ -15,30 +14,14 @@ clean() {
     rm -rf "$work"
 }
 trap clean EXIT
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive LLMC_TRAIN=$build/train_gpt2 MPIRUN_FLAGS="--oversubscribe"
-passed=0 failed=0 skipped=0 name=
-test_case() { name=$1; bad=0; }
-expect() { local what=$1; shift; "$@" || { bad=1; echo "FAILED $name: $what"; }; }
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -12 "$work/log" 2>/dev/null; fi; }
-skip() { skipped=$((skipped + 1)); echo "skipped $1"; }
-says() { grep -qE -- "$1" "$work/log"; }
-run() { # CODE COMMAND...: its output in $work/log
-    local want=$1 got; shift
-    timeout 60 "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: ${*:1:4}"; }
-}
-losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl" | sort -n -u; }
+export LLMC_TRAIN=$build/train_gpt2 MPIRUN_FLAGS="--oversubscribe"
 same_losses() { test "$(losses "$1" | wc -l)" -eq 30 && cmp -s <(losses "$1") <(losses "$2"); }
-gone() { local i; for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -f -- "--out $work/" >/dev/null || return 0; sleep 0.2; done; return 1; }
 await() { # FILE PATTERN: until a line of the file has it, thirty seconds at most. The file is to be new: who writes it may begin late
     local i; for ((i = 0; i < 600; i++)); do grep -qE -- "$2" "$1" 2>/dev/null && return 0; sleep 0.05; done; return 1
 }
-free_port() { local p; for p in $(seq 20000 60000 | shuf -n 50); do (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || { echo "$p"; return; }; done; }
 program() { printf '#!/usr/bin/env bash\n%s\n' "$2" >"$1"; chmod +x "$1"; }
 
-awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
-  for (i = 0; i < 3000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
-"$LLMC_TRAIN" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 1 >"$work/log" 2>&1
+prepare_tokens
 tiny=(--data "$work/prepared/data/train.bin" --val "$work/prepared/data/val.bin" --tokenizer "$work/prepared/data/tokenizer" --layers 1 --channels 32 --heads 2 --seq-len 32
     --batch 2 --total-batch 768 --val-every 10 --val-batches 4 --save-every 10 --lr 3e-3 --steps 30 --warmup 5)
 endless=(--steps 1000000 --val-every 0 --save-every 0)
@@ -260,5 +243,4 @@ if command -v ip >/dev/null && ip netns add $a 2>/dev/null && netns+=("$a") && i
     done_case
 else skip "two_machines, the_cable_is_pulled: network namespaces need a right, or iproute2, that is not here"; fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+totals

@@ -3,21 +3,9 @@
 # all in every phase, under each launcher (P22); copies that differ end it before the next save (P18); the slow rank is named (P29).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-command -v pgrep >/dev/null || { echo "skipped: pgrep is not installed (procps)"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
-train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
-work=$(mktemp -d "${TMPDIR:-/tmp}/llmc together.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-passed=0 failed=0 skipped=0 name=
-test_case() { name=$1; bad=0; }
-expect() { local what=$1; shift; "$@" || { bad=1; echo "FAILED $name: $what"; }; }
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -12 "$work/log" 2>/dev/null; fi; }
-says() { grep -qE -- "$1" "$work/log"; }
-run() { # CODE COMMAND...: its output in $work/log
-    local want=$1 got; shift
-    timeout 120 "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: ${*:2}"; }
-}
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
+needs pgrep
 begin() { : >"$work/log"; "$@" >"$work/log" 2>&1 & pid=$!; }  # and goes on beside the test
 await() { # PATTERN: until the log says it
     for _ in $(seq 600); do says "$1" && return; sleep 0.05; done
@@ -29,19 +17,12 @@ ends() { # CODE: the run that was begun
 }
 losses() { sed -nE 's/.*"kind":"(step|validation)".*"step":([0-9]+),"loss":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl" | sort -u; }
 newest() { ls -d "$1"/step_???????? | tail -1; }
-tensor_hash() { # all tensors of a checkpoint, without the files' headers, which hold the run's id
-    local f n
-    for f in "$1"/*.safetensors; do n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"; done | sha256sum
-}
-gone() { for _ in $(seq 20); do pgrep -f -- "--out $work/" >/dev/null || return 0; sleep 0.05; done; return 1; }
 same_as() { # RUN RUN: of the same bits
     expect "losses of $2" cmp -s <(losses "$1") <(losses "$2")
     expect "tensors of $2" test "$(tensor_hash "$(newest "$1")")" = "$(tensor_hash "$(newest "$2")")"
 }
 
-awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
-  for (i = 0; i < 3000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
-"$train" --data "$work/text.txt" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 1 >"$work/log" 2>&1
+prepare_tokens
 small=(--data "$work/prepared/data/train.bin" --val "$work/prepared/data/val.bin" --tokenizer "$work/prepared/data/tokenizer" --layers 2 --channels 32 --heads 2 --seq-len 32
     --batch 2 --total-batch 192 --lr 3e-3 --val-batches 12)
 long=(--steps 1000000 --val-every 0 --save-every 0)
@@ -166,7 +147,7 @@ done_case
 
 # ---- P22 in each phase, under each launcher ----
 launchers=("ours")
-command -v mpirun >/dev/null && launchers+=("mpirun") || { skipped=$((skipped + 1)); echo "skipped P22_under_mpirun: mpirun is not installed"; }
+command -v mpirun >/dev/null && launchers+=("mpirun") || skip "P22_under_mpirun: mpirun is not installed"
 for launcher in "${launchers[@]}"; do
     test_case "P22_in_each_phase_under_$launcher"
     if [ "$launcher" = ours ]; then command=("$train" --processes 3); else command=(mpirun --allow-run-as-root --oversubscribe -n 3 "$train"); fi
@@ -182,5 +163,4 @@ for launcher in "${launchers[@]}"; do
     done_case
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+totals

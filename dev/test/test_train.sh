@@ -3,37 +3,14 @@
 # that only whole processes show (P6, P8, P12, P15, P20). Uses a tiny model on text that it writes itself.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-train=$PWD/${LLMC_TEST_BUILD:-build/test}/train_gpt2
-tokenize=$PWD/${LLMC_TEST_BUILD:-build/test}/tokenize
-work=$(mktemp -d "${TMPDIR:-/tmp}/llmc test.XXXXXX") # with a space in its path, on purpose
-trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
-passed=0 failed=0 name=
-test_case() { name=$1; bad=0; }
-expect() { # description, command...
-    local what=$1; shift
-    "$@" || { bad=1; echo "FAILED $name: $what"; }
-}
-done_case() { if [ "$bad" -eq 0 ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); tail -5 "$work/log" 2>/dev/null; fi; }
-says() { grep -qE -- "$1" "$work/log"; }
-# run CODE ARGS...: runs the program, its output in $work/log, and checks the exit code
-run() {
-    local want=$1 got; shift
-    "$train" "$@" >"$work/log" 2>&1; got=$?
-    [ "$got" -eq "$want" ] || { bad=1; echo "FAILED $name: exit code $got, expected $want, of: $*"; tail -3 "$work/log"; }
-}
-# The tensors' bytes of a checkpoint (weights, moments) as one hash; the files' headers, which hold the run id, left out.
-tensor_hash() {
-    local f n
-    for f in "$1"/*.safetensors; do
-        n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"
-    done | sha256sum
-}
+# shellcheck source=dev/test/kit.sh
+. dev/test/kit.sh
+tokenize=$build/tokenize
+export OMP_NUM_THREADS=2
+run() { run_command "$1" "$train" "${@:2}"; } # CODE ARGS...
 losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl"; }
 
-# Text with some structure: sentences of a few words, numbered documents.
-awk 'BEGIN { srand(7); n = split("the a cat dog bird king river stone sings sleeps finds loses old small bright", w, " ");
-  for (i = 0; i < 6000; i++) { s = ""; for (k = 0; k < 4 + int(rand() * 6); k++) s = s w[1 + int(rand() * n)] " "; print s i % 97 "." } }' >"$work/text.txt"
+write_text 6000 >"$work/text.txt"
 small=(--layers 2 --channels 32 --heads 2 --seq-len 32 --batch 4 --vocab-size 300 --val-every 10 --val-batches 4 --save-every 10 --lr 3e-3)
 
 test_case text_to_model
@@ -327,5 +304,4 @@ done <<'CASES'
 CASES
 done_case
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+totals
