@@ -1,10 +1,11 @@
 /* How the ranks of a run talk to each other. A Comm is a value, like a Backend: rank, size and collective operations on host memory.
  * Every rank calls the same operations in the same order. Each is queued, runs behind those before it on a thread of the communicator, and
- * returns a ticket at once; its memory is the communicator's until comm_wait(ticket) returns. Sums are in the order of ranks, 0 first, in
+ * returns a ticket at once; its memory is the communicator's until wait(ticket) returns. Sums are in the order of ranks, 0 first, in
  * the type of the data: the same bits on every rank, every time.
  * An operation does not fail to its caller: when a peer is gone (EXIT_PEER), stuck for longer than the limit, or in another operation (EXIT_HANG),
  * the communicator says on standard error which rank, which operation and in which phase, and ends the process: what a run must keep is in its
- * checkpoints. Transports: alone (size 1, nothing to do), tcp (a mesh of sockets between all ranks). */
+ * checkpoints. Transports: alone (size 1, nothing to do), tcp (a mesh of sockets between all
+ * ranks), mpi (the same, joined by MPI), and between devices, on their memory, nccl (nccl.h says how it differs). */
 #ifndef LLMC_DIST_COMM_H
 #define LLMC_DIST_COMM_H
 #include "../base/error.h"
