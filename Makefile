@@ -100,7 +100,7 @@ train_gpt2cu test_gpt2cu:
 	@$(CUDA_MAKE) summary $(BUILD)/cuda/$(@:cu=)
 	@cp $(BUILD)/cuda/$(@:cu=) $@
 cuda-programs:
-	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step bench_ops bench_step)
+	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step test_nccl bench_ops bench_step)
 # train_gpt2cu is whole: it links and starts, and says what is missing where there is no GPU.
 cuda-check: cuda
 	@if ./train_gpt2cu --version && ./train_gpt2cu --device cuda --dry-run --model gpt2 >/dev/null; then echo "1 passed, 0 failed"; else echo "0 passed, 1 failed"; fi

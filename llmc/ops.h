@@ -323,13 +323,20 @@ struct Backend {
     void (*fetch)(Backend *, Staging *, size_t at, const void *from, size_t bytes);
     void (*fetch_wait)(Backend *, Staging *);
     void (*bring)(Backend *, void *to, Staging *, size_t at, size_t bytes);
-    /* The device's own queue beside the ops, for communication between devices; NULL, all four, where there is none. side_begin: what is put into it from
-     * here on is behind everything issued so far; returns it (a cudaStream_t). side_call: the host calls fn(arg) when the queue gets there; fn uses no
-     * device. side_end names what was put into it so far, by a small number; side_wait: ops issued from here on wait for that. The host waits for nothing. */
+    /* The device's own queue beside the ops, for communication between devices; NULL, all of these, where there is none. side_begin: what is put into it from
+     * here on is behind everything issued so far; returns it (a cudaStream_t). side_end names what was put into it so far, by a small number; side_wait: ops
+     * issued from here on wait for that. The host waits for nothing. */
     void *(*side_begin)(Backend *);
-    void (*side_call)(Backend *, void (*fn)(void *arg), void *arg);
     void (*side_end)(Backend *, size_t marker);
     void (*side_wait)(Backend *, size_t marker);
+    /* These are a device's; no wrapper has them. side_waited: seconds for which its ops have stood in those waits that are over. In its queue: side_call: the
+     * host calls fn(arg) when the queue gets there; fn uses no device. For gradients that travel in bf16, side_round: to (rows, n) = the rows of from, stride
+     * elements apart, to nearest even; row own is left out. side_sum: data (n) = sum over the rows of others (parts, n), in their order and in
+     * float32; for row own, which is not read, data rounded. */
+    double (*side_waited)(Backend *);
+    void (*side_call)(Backend *, void (*fn)(void *arg), void *arg);
+    void (*side_round)(Backend *, uint16_t *to, const float *from, size_t rows, size_t stride, size_t n, size_t own);
+    void (*side_sum)(Backend *, float *data, const uint16_t *others, size_t parts, size_t own, size_t n);
     size_t (*attention_saved_bytes)(Backend *, size_t B, size_t T, size_t H, size_t D);
 
     /* ops */

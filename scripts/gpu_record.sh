@@ -59,7 +59,7 @@ part() { # name, seconds at most, command...
     if [ "$limit" -lt 5 ]; then status=124 note="left out: no time"; : >"$work/$name.log"
     else
         timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
-        note=$(grep -E '^[0-9]+ passed, [0-9]+ failed|^step: |ERROR SUMMARY' "$work/$name.log" | tail -n 1 || true)
+        note=$(grep -E '^[0-9]+ passed, [0-9]+ failed|^step: |^ranks: |ERROR SUMMARY' "$work/$name.log" | tail -n 1 || true)
         [ "$status" -ne 124 ] || note="stopped after $limit s"
     fi
     if [ "$status" -ne 0 ]; then failed=$((failed + 1)); tail -n 25 "$work/$name.log"; fi
@@ -110,6 +110,8 @@ if [ "$device" = cuda ]; then
     part test-model 100 bash -o pipefail -c "gpu_tests $build/test_gpt2" || true
     part test-ops 60 bash -o pipefail -c "gpu_tests $build/test_device_ops && gpu_tests $build/test_device_step" || true
     part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
+    part test-nccl 40 bash -o pipefail -c "gpu_tests $build/test_nccl" || true
+    part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" || true
     part ops-124M 90 bash -c "with_cudnn $build/bench_ops --device cuda --shape 124M --seconds 0.1 --plan-file $work/plans --json $work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
     part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
@@ -119,8 +121,9 @@ if [ "$device" = cuda ]; then
     kill "$sampler" 2>/dev/null || true
     sampler=
 else
-    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_device_ops" "$build/bench_ops" "$build/bench_step" || true
+    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_device_ops" "$build/train_gpt2" "$build/bench_ops" "$build/bench_step" || true
     part test-ops 60 "$build/test_device_ops" "bf16 gelu" || true
+    part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" emu || true
     part ops-tiny 60 "$build/bench_ops" --device "$device" --shape tiny --seconds 0.01 --json "$work/ops-tiny.json" || true
     part step-tiny 60 bash -c 'step tiny "--layers 2 --channels 64 --heads 2 --vocab-size 130 --seq-len 24 --steps 3" ours 2:none' || true
 fi

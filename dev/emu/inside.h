@@ -27,6 +27,7 @@ extern std::map<char *, size_t> device_memory; /* allocations: first byte, bytes
 bool is_device(const void *p, size_t bytes);   /* within one of them */
 
 void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &thread);
+void device_time_passes(double seconds);       /* in work that waits: its time is real, that of kernels is declared */
 /* A fault that no thread of a kernel made: reported like theirs; comes back if on_fault does. */
 void host_fault(const char *kernel, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -4,6 +4,7 @@
 #include "inside.h"
 #include "llmc/dist/nccl.h"
 #include <atomic>
+#include <chrono>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -16,7 +17,7 @@
 
 namespace emu {
 
-enum { MOST = 64 };
+enum { MOST = 64, PATIENCE = 200 /* pauses: 10 milliseconds and more */ };
 static constexpr size_t PIECE = 1 << 16;
 
 struct Shared {
@@ -32,6 +33,7 @@ struct Twin {
     std::atomic<int> error;
     std::atomic<bool> aborted, finalized, closing;
     std::atomic<cudaStream_t> used; /* the stream that it was given last */
+    std::atomic<bool> queued;       /* something, since `progress` looked last */
     std::thread progress;
 };
 
@@ -46,15 +48,23 @@ static bool everyone_lives(Twin *t) {
     return true;
 }
 
-/* A device goes on by itself, whatever its host waits for; where ranks wait for each other on their hosts and in their streams, that matters. */
+/* A device goes on by itself, whatever its host waits for; where ranks wait for each other on their hosts and in their streams, that matters. But first
+ * its host gets the time to come and wait itself, so that the wait is part of what it times. */
 static void go_on(Twin *t) {
-    for (; !t->closing; pause())
+    for (int idle = 0; !t->closing; pause()) {
+        idle = t->queued.exchange(false) ? 0 : idle + 1;
+        if (idle < PATIENCE) continue;
         if (cudaStream_t stream = t->used.exchange(nullptr)) cudaStreamSynchronize(stream);
+    }
 }
 
 static int queue(Twin *t, void *stream, std::function<void()> work) {
-    enqueue((cudaStream_t)stream, std::move(work));
-    t->used = (cudaStream_t)stream;
+    enqueue((cudaStream_t)stream, [=]() {
+        auto begin = std::chrono::steady_clock::now();
+        work();
+        device_time_passes(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    });
+    t->used = (cudaStream_t)stream, t->queued = true;
     return NCCL_OK;
 }
 
@@ -124,6 +134,50 @@ static int all_gather(const void *from, void *to, size_t n, int type, void *comm
     return queue(t, stream, [=]() { gather(t, (const char *)from, (char *)to, n); });
 }
 
+/* Sends and receives of a group. Only what the engine has: each rank exchanges as much with each other one, with the same calls on all. */
+struct Exchange { Twin *t; cudaStream_t stream; size_t bytes; const char *from[MOST]; char *to[MOST]; };
+static thread_local Exchange group;
+
+static void exchange(const Exchange &x) {
+    Twin *t = x.t;
+    size_t slot = PIECE / (size_t)t->size;
+    for (size_t at = 0; at < x.bytes; at += slot) {
+        size_t n = min(x.bytes - at, slot);
+        for (int r = 0; r < t->size; r++)
+            if (r != t->rank) memcpy(t->shared->pieces[t->rank] + (size_t)r * slot, x.from[r] + at, n);
+        if (!barrier(t)) return;
+        for (int r = 0; r < t->size; r++)
+            if (r != t->rank) memcpy(x.to[r] + at, t->shared->pieces[r] + (size_t)t->rank * slot, n);
+        if (!barrier(t)) return;
+    }
+}
+
+static int group_start() { return group = Exchange{}, NCCL_OK; }
+
+static bool joins(const void *p, size_t n, int type, int peer, Twin *t, void *stream) {
+    bool first = !group.t;
+    if (first) group.t = t, group.stream = (cudaStream_t)stream, group.bytes = n * 2;
+    return type == NCCL_BF16 && peer >= 0 && peer < t->size && peer != t->rank && group.t == t && group.stream == stream && group.bytes == n * 2 && is_device(p, n * 2);
+}
+static int send(const void *from, size_t n, int type, int to, void *comm, void *stream) {
+    if (!joins(from, n, type, to, (Twin *)comm, stream) || group.from[to]) return 4;
+    return group.from[to] = (const char *)from, NCCL_OK;
+}
+static int receive(void *to, size_t n, int type, int from, void *comm, void *stream) {
+    if (!joins(to, n, type, from, (Twin *)comm, stream) || group.to[from]) return 4;
+    return group.to[from] = (char *)to, NCCL_OK;
+}
+
+static int group_end() {
+    Twin *t = group.t;
+    if (!t) return NCCL_OK;
+    for (int r = 0; r < t->size; r++)
+        if (r != t->rank && (!group.from[r] || !group.to[r])) return 4;
+    Exchange x = group;
+    queue(t, x.stream, [=]() { exchange(x); });
+    return NCCL_IN_PROGRESS; /* as reduce_scatter */
+}
+
 static int get_version(int *version) { return *version = NCCL_VERSION_LEAST, NCCL_OK; }
 
 static int get_unique_id(NcclId *id) {
@@ -184,5 +238,5 @@ static const char *last_error(void *) { return "of the emulator's twin"; }
 extern "C" {
 extern const NcclApi nccl_twin;
 const NcclApi nccl_twin = {emu::get_version, emu::get_unique_id, emu::comm_init, emu::async_error, emu::reduce_scatter, emu::all_gather, emu::all_reduce,
-                           emu::finalize, emu::destroy, emu::abort_comm, emu::error_text, emu::last_error};
+                           emu::group_start, emu::group_end, emu::send, emu::receive, emu::finalize, emu::destroy, emu::abort_comm, emu::error_text, emu::last_error};
 }

@@ -28,6 +28,8 @@ run_command() {
 run() { run_command "$@"; }
 says() { grep -qE -- "$1" "$work/log"; }
 
+has_emulator() { "$train" --device emu --dry-run --model gpt2 >/dev/null 2>&1; }
+
 # Of a run: "step loss norm" of each step, once; whether none of its processes is left, which may take two seconds.
 losses() { sed -nE 's/.*"kind":"step".*"step":([0-9]+),"loss":([^,]*),.*"norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl" | sort -n -u; }
 gone() { local i; for ((i = 0; i < 40; i++)); do pgrep -f -- "--out $work/" >/dev/null || return 0; sleep 0.05; done; return 1; }

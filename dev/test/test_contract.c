@@ -533,6 +533,64 @@ TEST(copies_beside_the_ops) {
     backend->release(backend, memory);
 }
 
+static uint16_t rounded_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+static float widened(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Gradients that travel in bf16: what is sent and what is summed, to the bit; rows of any length at any place, and nothing beside them. */
+TEST(gradients_rounded_and_summed_beside_the_ops) {
+    if (!backend->side_begin) return;
+    enum { PARTS = 5, OWN = 2, STRIDE = 4200, ROOM = PARTS * STRIDE };
+    const size_t lengths[] = {4096, 8, 1, 4095, 2056}, firsts[] = {0, 8, 3};
+    float *data = xcalloc(ROOM, sizeof *data), *back = xcalloc(ROOM, sizeof *back);
+    uint16_t *halves = xcalloc(ROOM, sizeof *halves);
+    Error e = {0};
+    float *on_device = backend->alloc(backend, MEM_OTHER, "gradients", ROOM * sizeof *data, &e);
+    uint16_t *room = backend->alloc(backend, MEM_OTHER, "halves", ROOM * sizeof *halves, &e);
+    CHECK(on_device && room, "%s", e.text);
+    for (size_t i = 0; i < ROOM; i++) data[i] = ldexpf((float)rng_u32(3, 0, 0, i) - 2147483648.0f, (int)(i % 40) - 50);
+    data[7] = -0.0f, data[STRIDE + 5] = INFINITY, data[9] = 1.00390625f, data[10] = 1.01171875f; /* ties */
+    for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++)
+        for (size_t f = 0; f < 3; f++) {
+            size_t n = lengths[k], first = firsts[f];
+            backend->upload(backend, on_device, data, ROOM * sizeof *data);
+            memset(halves, 0x55, ROOM * sizeof *halves);
+            backend->upload(backend, room, halves, ROOM * sizeof *halves);
+            backend->side_begin(backend);
+            backend->side_round(backend, room, on_device + first, PARTS, STRIDE, n, OWN);
+            backend->side_end(backend, 0);
+            backend->side_wait(backend, 0);
+            backend->download(backend, halves, room, ROOM * sizeof *halves);
+            for (size_t i = 0; i < ROOM && !test_errors; i++) {
+                size_t row = i / n;
+                uint16_t expected = row < PARTS && row != OWN ? rounded_bits(data[row * STRIDE + first + i % n]) : 0x5555;
+                EXPECT(halves[i] == expected, "rows of %zu from %zu: %zu is %04x, expected %04x", n, first, i, halves[i], expected);
+            }
+            backend->side_begin(backend);
+            backend->side_sum(backend, on_device + first, room, PARTS, OWN, n);
+            backend->side_end(backend, 1);
+            backend->side_wait(backend, 1);
+            backend->download(backend, back, on_device, ROOM * sizeof *back);
+            for (size_t i = 0; i < ROOM && !test_errors; i++) {
+                float sum = -0.0f;
+                for (size_t r = 0; r < PARTS && i >= first && i < first + n; r++) sum += widened(r == OWN ? rounded_bits(data[i]) : halves[r * n + i - first]);
+                if (i < first || i >= first + n) sum = data[i];
+                EXPECT(!memcmp(&sum, &back[i], sizeof sum), "rows of %zu from %zu: sum %zu is %.9g, expected %.9g", n, first, i, (double)back[i], (double)sum);
+            }
+        }
+    EXPECT(backend->side_waited(backend) >= 0, "waited %g seconds", backend->side_waited(backend));
+    backend->release(backend, room), backend->release(backend, on_device);
+    free(data), free(back), free(halves);
+}
+
 TEST(room_is_what_alloc_could_give) {
     Error e = {0};
     size_t bytes = (size_t)64 << 20, before = backend->room(backend);
@@ -673,6 +731,7 @@ static void run_all(const char *which, Backend *b) {
     RUN_ON(cast_rounds_as_adamw);
     RUN_ON(posts_arrive_in_their_slots);
     RUN_ON(copies_beside_the_ops);
+    RUN_ON(gradients_rounded_and_summed_beside_the_ops);
     RUN_ON(room_is_what_alloc_could_give);
     RUN_ON(replay_gives_what_the_ops_give);
     RUN_ON(broken_promises_are_noticed);

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/../.." || exit 1
 . dev/test/kit.sh
 needs pgrep
 export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}handle_segv=0:handle_abort=0" # a crash is to be one
+different() { ! cmp -s <(losses "$1") <(losses "$2"); }
 close_losses() { # A B: the same steps, losses within 1e-5, gradient norms within a ten thousandth
     paste -d' ' <(losses "$1") <(losses "$2") | awk 'NF != 6 || $1 != $4 || ($2 - $5) ^ 2 > 1e-10 || ($3 - $6) ^ 2 > 1e-8 * $3 ^ 2 {bad = 1} END {exit !NR || bad}'
 }
@@ -24,7 +25,7 @@ run 0 "$train" "${small[@]}" --steps 2 --out "$work/traced" --batch 4 --processe
 for row in ranks "waiting for ranks"; do expect "the trace has a row '$row'" grep -q "\"cat\":\"$row\"" "$work/trace.json"; done
 done_case
 
-if ! "$train" --generate --device emu --init-from "$work/one" --max-tokens 1 2>&1 | grep -q 'in test builds alone'; then
+if has_emulator; then
 test_case a_gpu_for_each_process
 emulated=(--device emu --dtype fp32 "${small[@]}" --steps 3 --val-batches 1 --batch 4)
 run 2 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/crowd" --gpus 3
@@ -35,6 +36,11 @@ measured=$(grep -c '^timing the algorithms' "$work/log")
 run 0 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/gpus" --gpus 2
 expect "one rank measures the products for all" test "$measured" -gt 0 -a "$(grep -c '^timing the algorithms' "$work/log")" -eq "$measured"
 run 0 "$train" "${emulated[@]}" --out "$work/shared" --processes 2 --share-gpus
+run 0 env LLMC_EMU_GPUS=2 "$train" "${emulated[@]}" --out "$work/gpus in bf16" --gpus 2 --reduce-dtype bf16
+expect "over NCCL" says 'ranks +2 over nccl'
+run 0 "$train" "${emulated[@]}" --out "$work/shared in bf16" --processes 2 --share-gpus --reduce-dtype bf16
+expect "in bf16, between devices or by the host, the same losses" cmp -s <(losses "$work/gpus in bf16") <(losses "$work/shared in bf16")
+expect "and not those of fp32" different "$work/gpus in bf16" "$work/shared"
 expect "shared or not, the same losses" cmp -s <(losses "$work/gpus") <(losses "$work/shared")
 run 2 "$train" "${emulated[@]}" --out "$work/contrary" --processes 2 --gpus 3
 expect "a contradiction" says "gpus 3 starts one process for each, found --processes 2"

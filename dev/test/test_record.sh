@@ -23,6 +23,7 @@ status=$?
 check the_record_is_made test "$status" -eq 0
 has() { grep -qE -- "$2" "$dir/record/$1"; }
 check a_part_that_tests has record.json '"part": "test-ops", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
+check a_part_with_several_ranks has record.json '"part": "ranks", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
 check ceilings_and_ops has record.json '"copy_bytes_per_s": [0-9.e+]+, .*"product_flops_per_s"'
 check an_op_beside_its_floor has record.json '"op": "attention_backward", .*"median_s": [0-9.e+-]+, .*"floor_s": [0-9.e+-]+'
 check a_step_with_its_figures has record.json '"tokens_per_s": [0-9.]+, .*"mfu": null'

@@ -92,6 +92,12 @@ LLMC_FAULT=slow@step=30,rank=1 run 0 "$train" "${small[@]}" --val-every 0 --proc
 expect "on the console" says '^step [0-9]+: rank 1 \(host .+\) computes [0-9]+ % slower than the median'
 expect "in the metrics" grep -q '"kind":"slow_rank".*"rank":1,' "$work/slow/metrics.jsonl"
 expect "once" test "$(grep -c 'rank 1 .*slower than' "$work/log")" -eq 1
+if has_emulator; then # where devices wait for each other, not their hosts
+    LLMC_EMU_GPUS=2 LLMC_FAULT=slow=60@step=5,rank=1 run 0 "$train" "${small[@]}" --device emu --dtype fp32 --layers 1 --batch 1 --total-batch 64 --val-every 0 --gpus 2 --steps 90 \
+        --out "$work/slow gpu"
+    expect "over NCCL" says 'ranks +2 over nccl'
+    expect "between devices" says '^step [0-9]+: rank 1 \(host .+\) computes [0-9]+ % slower than the median'
+fi
 done_case
 
 # ---- P24: a signal to one rank at a random instant, start and end included ----

@@ -256,10 +256,44 @@ static void cuda_side_end(Backend *b, size_t marker) {
     cuda_check(cudaEventRecord(cuda->side_ends[marker], cuda->side_stream), "communicating");
 }
 
+/* Those that are over. */
+static void count_stalls(CudaBackend *cuda) {
+    for (Stall *s = cuda->stalls; s < cuda->stalls + cuda->n_stalls; s++) {
+        float milliseconds = 0;
+        cudaError_t status = s->open ? cudaEventElapsedTime(&milliseconds, s->begin, s->end) : cudaErrorNotReady;
+        if (status == cudaErrorNotReady) continue;
+        cuda_check(status, "timing a wait");
+        cuda->side_waited += 1e-3 * milliseconds;
+        s->open = false;
+    }
+}
+
+static Stall *free_stall(CudaBackend *cuda) {
+    for (int again = 0; again < 2; again++) {
+        for (Stall *s = cuda->stalls; s < cuda->stalls + cuda->n_stalls; s++)
+            if (!s->open) return s;
+        if (!again) count_stalls(cuda);
+    }
+    cuda->stalls = (Stall *)xrealloc(cuda->stalls, ++cuda->n_stalls * sizeof *cuda->stalls);
+    Stall *s = &cuda->stalls[cuda->n_stalls - 1];
+    *s = Stall{};
+    for (cudaEvent_t *event : {&s->begin, &s->end}) cuda_check(cudaEventCreateWithFlags(event, 0), "creating an event");
+    return s;
+}
+
 static void cuda_side_wait(Backend *b, size_t marker) {
     CudaBackend *cuda = cuda_of(b);
     CHECK(cuda->recording < 0 && marker < cuda->n_side_ends && cuda->side_ends[marker], "marker %zu of %zu, or inside a recording", marker, cuda->n_side_ends);
+    Stall *s = free_stall(cuda);
+    cuda_check(cudaEventRecord(s->begin, cuda->stream), "communicating");
     cuda_check(cudaStreamWaitEvent(cuda->stream, cuda->side_ends[marker], 0), "communicating");
+    cuda_check(cudaEventRecord(s->end, cuda->stream), "communicating");
+    s->open = true;
+}
+
+static double cuda_side_waited(Backend *b) {
+    count_stalls(cuda_of(b));
+    return cuda_of(b)->side_waited;
 }
 
 /* ---- scratch ------------------------------------------------------------------------------------------------------------------ */
@@ -403,6 +437,8 @@ static void cuda_destroy(Backend *b) {
     for (size_t i = 0; i < cuda->n_side_ends; i++)
         if (cuda->side_ends[i]) cudaEventDestroy(cuda->side_ends[i]);
     if (cuda->side_begun) cudaEventDestroy(cuda->side_begun);
+    for (size_t i = 0; i < cuda->n_stalls; i++) cudaEventDestroy(cuda->stalls[i].begin), cudaEventDestroy(cuda->stalls[i].end);
+    free(cuda->stalls);
     free(cuda->side_ends);
     for (cudaStream_t stream : {cuda->stream, cuda->copy_stream, cuda->fetch_stream, cuda->bring_stream, cuda->side_stream})
         if (stream) cudaStreamDestroy(stream);
@@ -431,6 +467,7 @@ static void fill_in(CudaBackend *cuda) {
     b->staging_create = cuda_staging_create, b->staging_destroy = cuda_staging_destroy;
     b->fetch = cuda_fetch, b->fetch_wait = cuda_fetch_wait, b->bring = cuda_bring;
     b->side_begin = cuda_side_begin, b->side_call = cuda_side_call, b->side_end = cuda_side_end, b->side_wait = cuda_side_wait;
+    b->side_waited = cuda_side_waited, b->side_round = cuda_side_round, b->side_sum = cuda_side_sum;
     b->attention_saved_bytes = cuda_attention_saved_bytes;
 #define LLMC_CUDA_OP(op, Args) b->op = cuda_##op;
     LLMC_OPS(LLMC_CUDA_OP)

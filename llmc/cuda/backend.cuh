@@ -27,6 +27,8 @@ struct CudaStaging { /* events: the ops that a fetch is behind; the ends of the 
     cudaEvent_t issued, fetched, brought;
 };
 
+struct Stall { cudaEvent_t begin, end; bool open; }; /* around a wait of the op stream; open: not yet counted */
+
 struct CudaBackend {
     Backend base;             /* first */
     CudaOptions options;
@@ -35,7 +37,9 @@ struct CudaBackend {
     cudaStream_t fetch_stream, bring_stream; /* large copies beside the ops, each way */
     cudaStream_t side_stream; /* what devices tell each other */
     cudaEvent_t side_begun, *side_ends; /* by marker; NULL: not yet used */
-    size_t n_side_ends;
+    size_t n_side_ends, n_stalls;
+    Stall *stalls;
+    double side_waited;       /* seconds, of the stalls that were counted */
     int sm_count, capability; /* 90 for sm_90 */
     size_t shared_limit;      /* dynamic shared memory of a block */
     char device_name[128], device_id[40];
@@ -89,6 +93,10 @@ void bias_backward_run(CudaBackend *, float *db, const elem *dout, size_t N, siz
 /* first[c] += sum over i of partial[i, c] for c < n_first, second[c - n_first] += the same from there on; partial (n, columns), i in a fixed
  * order (bias.cu). What kernels that sum over rows without float atomics end with. second may be absent when n_first = columns. */
 void add_partials_run(CudaBackend *, float *first, size_t n_first, float *second, const float *partial, size_t n, size_t columns);
+
+/* The side_ functions of that name in ops.h (wire.cu). */
+void cuda_side_round(Backend *, uint16_t *to, const float *from, size_t rows, size_t stride, size_t n, size_t own);
+void cuda_side_sum(Backend *, float *data, const uint16_t *others, size_t parts, size_t own, size_t n);
 
 /* cudnn.cu: NULL with *e set where the library is absent or too old. */
 void *cudnn_create(CudaBackend *, Error *e);

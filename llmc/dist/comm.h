@@ -32,6 +32,11 @@ struct Comm {
     /* No message: fn(arg), on the thread that does the operations, behind those before it, so that an operation's data may still be on their way
      * to its memory when it is queued. All ranks call it alike, as if it were one. */
     CommTicket (*call)(Comm *, void (*fn)(void *arg), void *arg);
+    /* For a communicator above this one (nccl) that waits in vain: as all_gather, by which each rank learns where all are. Who is in another operation
+     * here, or silent for limit seconds, is named behind text (the caller's until then), and ends the process. asked: a peer asks, and nothing
+     * is under way here: answer by ask. NULL, both, where a rank is alone, and in nccl. */
+    CommTicket (*ask)(Comm *, void *data, size_t bytes, const char *text, double limit);
+    bool (*asked)(Comm *);
     void (*wait)(Comm *, CommTicket);  /* all operations up to this one are done */
     /* What the rank is doing, for the message of a peer that waits for it, and how long an operation may take from here on, in seconds. The
      * text must outlive the communicator or the next call. */

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,16 @@
 
 enum { TICK = 50 /* milliseconds between two looks */ };
 
+/* Where a rank is, for those who wait for it. */
+typedef struct {
+    uint64_t given, done;
+    int64_t step;
+    char phase[48], name[24];   /* of the newest operation */
+} Place;
+
 typedef struct {
     Comm comm;
+    Comm *host;
     NcclApi api;
     void *nccl;
     DeviceQueue queue;
@@ -26,6 +35,9 @@ typedef struct {
     double limit;
     uint64_t phases;
     bool closing;
+    /* The watch's own: where all were when they were last asked, and what this rank had done by then. */
+    Place *places;              /* (size) */
+    char text[400];             /* what this rank waits for */
 } Nccl;
 
 /* ---- the library ------------------------------------------------------------------------------------------------------ */
@@ -42,7 +54,8 @@ static bool load(NcclApi *api, bool emulated, Error *e) {
     const struct { const char *name; size_t at; } functions[] = {
         {"ncclGetVersion", offsetof(NcclApi, get_version)}, {"ncclGetUniqueId", offsetof(NcclApi, get_unique_id)}, {"ncclCommInitRankConfig", offsetof(NcclApi, comm_init)},
         {"ncclCommGetAsyncError", offsetof(NcclApi, async_error)}, {"ncclReduceScatter", offsetof(NcclApi, reduce_scatter)}, {"ncclAllGather", offsetof(NcclApi, all_gather)},
-        {"ncclAllReduce", offsetof(NcclApi, all_reduce)}, {"ncclCommFinalize", offsetof(NcclApi, finalize)}, {"ncclCommDestroy", offsetof(NcclApi, destroy)},
+        {"ncclAllReduce", offsetof(NcclApi, all_reduce)}, {"ncclGroupStart", offsetof(NcclApi, group_start)}, {"ncclGroupEnd", offsetof(NcclApi, group_end)},
+        {"ncclSend", offsetof(NcclApi, send)}, {"ncclRecv", offsetof(NcclApi, receive)}, {"ncclCommFinalize", offsetof(NcclApi, finalize)}, {"ncclCommDestroy", offsetof(NcclApi, destroy)},
         {"ncclCommAbort", offsetof(NcclApi, abort)}, {"ncclGetErrorString", offsetof(NcclApi, error_text)}, {"ncclGetLastError", offsetof(NcclApi, last_error)}};
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *symbol = dlsym(library, functions[i].name);
@@ -100,11 +113,81 @@ __attribute__((noreturn)) static void broken(Nccl *n, int error) {
     end(n, error == NCCL_REMOTE ? EXIT_PEER : EXIT_DEVICE, text, 0.5);
 }
 
+/* ---- when nothing moves ------------------------------------------------------------------------------------------------ */
+
+static void my_place(Nccl *n, Place *p) {
+    memset(p, 0, sizeof *p);
+    pthread_mutex_lock(&n->lock);
+    p->given = n->given, p->done = n->done, p->step = n->step;
+    memcpy(p->phase, n->phase, sizeof p->phase);
+    if (n->given) snprintf(p->name, sizeof p->name, "%s", n->names[n->given % 64].name);
+    pthread_mutex_unlock(&n->lock);
+}
+
+/* Every rank's watch answers, whatever its rank waits for; one that does not answer, or is busy over the host's memory, is named by that communicator,
+ * which ends the process. */
+static void ask(Nccl *n, double limit, double patience) {
+    char where[300];
+    place(n, where, sizeof where);
+    snprintf(n->text, sizeof n->text, "no progress for %.3g seconds in %s", limit, where);
+    my_place(n, &n->places[n->comm.rank]);
+    n->host->wait(n->host, n->host->ask(n->host, n->places, (size_t)n->comm.size * sizeof *n->places, n->text, patience));
+}
+
+/* The oldest operation that somebody is in; 0: none. */
+static uint64_t waited_for(const Nccl *n, int *by) {
+    uint64_t oldest = 0;
+    for (int r = 0; r < n->comm.size; r++) {
+        const Place *p = &n->places[r];
+        if (p->done < p->given && (!oldest || p->done + 1 < oldest)) oldest = p->done + 1, *by = r;
+    }
+    return oldest;
+}
+
+__attribute__((format(printf, 3, 4))) static void append(char *text, size_t bytes, const char *format, ...) { /* cut at its end */
+    size_t used = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + used, bytes - used, format, args);
+    va_end(args);
+}
+
+static void append_last(char *text, size_t bytes, const Place *p) {
+    if (p->given) append(text, bytes, " last was %s (operation %llu), during %s", p->name, (unsigned long long)p->given, p->phase);
+    else append(text, bytes, " first is still to come, during %s", p->phase);
+    if (p->step >= 0) append(text, bytes, ", step %lld", (long long)p->step);
+}
+
+/* All have answered, and nothing has changed here since: who has not come to the operation that others are in. */
+__attribute__((noreturn)) static void stuck(Nccl *n, double limit) {
+    const Place *mine = &n->places[n->comm.rank];
+    int by = 0, missing = 0;
+    uint64_t operation = waited_for(n, &by);
+    char text[2000] = "", where[300];
+    if (mine->given < operation) {
+        append(text, sizeof text, "rank %d waits for me over NCCL in operation %llu; my", by, (unsigned long long)operation);
+        append_last(text, sizeof text, mine);
+        end(n, EXIT_HANG, text, limit < 10 ? limit / 2 : 5);
+    }
+    place(n, where, sizeof where);
+    append(text, sizeof text, "no progress for %.3g seconds in %s", limit, where);
+    for (int r = 0; r < n->comm.size; r++) {
+        if (n->places[r].given >= operation || ++missing > 8) continue;
+        append(text, sizeof text, "; rank %d has not come to it: its", r);
+        append_last(text, sizeof text, &n->places[r]);
+    }
+    if (missing > 8) append(text, sizeof text, "; and %d more", missing - 8);
+    if (!missing) append(text, sizeof text, "; all ranks have come to it, and NCCL or the network does not bring it to an end (NCCL_DEBUG=INFO in the environment says more)");
+    end(n, EXIT_HANG, text, limit < 10 ? limit / 2 : 5);
+}
+
+/* Asks when three quarters of the limit are over, so that all is said by its end. From the answers on, neither a rank that waits nor one that is waited for may
+ * stand still for the rest of the limit. */
 static void *watch(void *arg) {
     Nccl *n = arg;
     CommTicket seen = 0;
     uint64_t phases = 0;
-    double idle = 0, looked = seconds_now();
+    double idle = 0, since_asked = -1, looked = seconds_now(); /* since_asked: -1, nobody has asked since something moved */
     pthread_mutex_lock(&n->lock);
     while (!n->closing) {
         struct timespec until;
@@ -112,19 +195,26 @@ static void *watch(void *arg) {
         until.tv_nsec += TICK * 1000000L;
         until.tv_sec += until.tv_nsec / 1000000000L, until.tv_nsec %= 1000000000L;
         pthread_cond_timedwait(&n->changed, &n->lock, &until);
-        double now = seconds_now(), passed = now - looked, limit = n->limit;
-        bool moved = n->done == n->given || n->done != seen || n->phases != phases;
+        double now = seconds_now(), passed = now - looked, limit = n->limit, patience = limit < 20 ? limit / 4 : 5;
+        const Place *mine = &n->places[n->comm.rank]; /* when asked */
+        bool ended = n->done != seen || n->phases != phases, moved = n->done == n->given || ended;
+        if (passed > 2e-3 * TICK) passed = 2e-3 * TICK; /* time in which this process was stopped is nobody's fault */
+        if (ended || (mine->done == mine->given && n->given != mine->given)) since_asked = -1;
+        if (since_asked >= 0) since_asked += passed;
         seen = n->done, phases = n->phases, looked = now;
-        idle = moved ? 0 : idle + (passed < 2e-3 * TICK ? passed : 2e-3 * TICK); /* time in which this process was stopped is nobody's fault */
+        idle = moved ? 0 : idle + passed;
         pthread_mutex_unlock(&n->lock);
         int error = NCCL_OK;
         n->api.async_error(n->nccl, &error);
         if (error != NCCL_OK && error != NCCL_IN_PROGRESS) broken(n, error);
-        if (idle > limit) {
-            char where[300], text[500];
-            place(n, where, sizeof where);
-            snprintf(text, sizeof text, "no progress for %.3g seconds in %s; a rank that says nothing of the kind is the one that is missing", limit, where);
-            end(n, EXIT_HANG, text, limit < 10 ? limit / 2 : 5);
+        if (since_asked > patience) stuck(n, limit);
+        if (n->comm.size == 1 && idle > limit) my_place(n, n->places), stuck(n, limit);
+        if (n->comm.size > 1 && ((since_asked < 0 && idle > limit - patience) || n->host->asked(n->host))) {
+            int by;
+            ask(n, limit, patience);
+            uint64_t operation = waited_for(n, &by);
+            since_asked = mine->done < mine->given || mine->given < operation ? 0 : -1;
+            looked = seconds_now();
         }
         pthread_mutex_lock(&n->lock);
     }
@@ -152,21 +242,49 @@ static CommTicket begins(Nccl *n, const char *name, size_t bytes) {
 }
 
 /* A communicator that does not block may take its time to queue. The watch ends the process if it takes too long. */
-static CommTicket queued(Nccl *n, CommTicket ticket, int result) {
+static void take(Nccl *n, int result) {
     while (result == NCCL_IN_PROGRESS) {
         int asked = n->api.async_error(n->nccl, &result);
         if (asked != NCCL_OK) result = asked;
         if (result == NCCL_IN_PROGRESS) usleep(20);
     }
     if (result != NCCL_OK) broken(n, result);
+}
+
+static CommTicket queued(Nccl *n, CommTicket ticket, int result) {
+    take(n, result);
     n->queue.call(n->queue.context, has_ended, n);
     return ticket;
+}
+
+/* Each rank sends each other one its part, rounded, and sums what comes, a room full at a time: as many bytes as a ring sends, in one hop, and every
+ * contribution is rounded once, where a ring that carries bf16 rounds its sums at each hop. */
+static CommTicket reduce_scatter_bf16(Nccl *n, float *data, size_t part) {
+    size_t size = (size_t)n->comm.size, rank = (size_t)n->comm.rank, most = n->queue.room_elements / 2 / size / 8 * 8;
+    CommTicket t = begins(n, "reduce_scatter in bf16", part * size * sizeof *data);
+    CHECK(n->queue.room && most, "%zu elements of room for %zu ranks", n->queue.room_elements, size);
+    uint16_t *out = n->queue.room, *in = out + size * most;
+    for (size_t at = 0; at < part; at += most) {
+        size_t m = part - at < most ? part - at : most;
+        n->queue.round(n->queue.context, out, data + at, size, part, m, rank);
+        take(n, n->api.group_start());
+        for (size_t r = 0; r < size; r++) {
+            if (r == rank) continue;
+            int sent = n->api.send(out + r * m, m, NCCL_BF16, (int)r, n->nccl, n->queue.stream), received = n->api.receive(in + r * m, m, NCCL_BF16, (int)r, n->nccl, n->queue.stream);
+            if (sent != NCCL_OK && sent != NCCL_IN_PROGRESS) broken(n, sent);
+            if (received != NCCL_OK && received != NCCL_IN_PROGRESS) broken(n, received);
+        }
+        take(n, n->api.group_end());
+        n->queue.sum(n->queue.context, data + rank * part + at, in, size, rank, m);
+    }
+    return queued(n, t, NCCL_OK);
 }
 
 static CommTicket nccl_reduce_scatter(Comm *c, float *data, size_t count, Wire wire) {
     Nccl *n = (Nccl *)c;
     size_t part = count / (size_t)c->size;
-    CHECK(wire == WIRE_FLOAT32 && count % (size_t)c->size == 0, "%zu elements in %d parts, wire %d", count, c->size, (int)wire);
+    CHECK(count % (size_t)c->size == 0, "%zu elements in %d parts", count, c->size);
+    if (wire == WIRE_BF16) return reduce_scatter_bf16(n, data, part);
     CommTicket t = begins(n, "reduce_scatter", count * sizeof *data);
     return queued(n, t, n->api.reduce_scatter(data, data + part * (size_t)c->rank, part, NCCL_FLOAT32, NCCL_SUM, n->nccl, n->queue.stream));
 }
@@ -236,6 +354,7 @@ static void nccl_destroy(Comm *c) {
     else n->api.abort(n->nccl);
     pthread_mutex_destroy(&n->lock);
     pthread_cond_destroy(&n->changed);
+    free(n->places);
     free(n);
 }
 
@@ -259,10 +378,12 @@ static bool meet(Nccl *n, Comm *host, double limit, Error *e) {
 Comm *nccl_comm_create(Comm *host, const DeviceQueue *queue, double limit, Error *e) {
     Nccl *n = xcalloc(1, sizeof *n);
     n->queue = *queue;
+    n->host = host;
     if (!comm_agree(host, load(&n->api, queue->emulated, e), e) || !meet(n, host, limit, e)) return free(n), NULL;
     n->comm = (Comm){.name = "nccl", .rank = host->rank, .size = host->size, .local_rank = host->local_rank, .local_size = host->local_size,
                      .reduce_scatter = nccl_reduce_scatter, .all_gather = nccl_all_gather, .all_reduce = nccl_all_reduce, .call = nccl_call, .wait = nccl_wait,
                      .phase = nccl_phase, .destroy = nccl_destroy};
+    n->places = xcalloc((size_t)host->size, sizeof *n->places);
     pthread_mutex_init(&n->lock, NULL);
     pthread_cond_init(&n->changed, NULL);
     nccl_phase(&n->comm, "start", -1, limit);

@@ -26,8 +26,8 @@ enum {
     TICK = 100                  /* milliseconds after which an idle exchange looks at its limit */
 };
 
-typedef enum { REDUCE_SCATTER, REDUCE_SCATTER_BF16, ALL_GATHER, ALL_REDUCE, BROADCAST, CALL, KINDS } Kind;
-static const char *const kind_names[KINDS] = {"reduce_scatter", "reduce_scatter in bf16", "all_gather", "all_reduce", "broadcast", "call"};
+typedef enum { REDUCE_SCATTER, REDUCE_SCATTER_BF16, ALL_GATHER, ALL_REDUCE, BROADCAST, ASK, CALL, KINDS } Kind;
+static const char *const kind_names[KINDS] = {"reduce_scatter", "reduce_scatter in bf16", "all_gather", "all_reduce", "broadcast", "a question who is missing", "call"};
 
 typedef struct {
     uint64_t number, bytes;     /* 1 is the communicator's first operation; of the whole data, not of a part */
@@ -58,6 +58,8 @@ struct Operation {
     int root;
     CommTicket ticket;
     void (*fn)(void *);         /* CALL: with data */
+    const char *text;           /* ASK: of the caller, in whose vain this is; limit: in place of the phase's */
+    double limit;
 };
 
 typedef struct {
@@ -161,13 +163,17 @@ __attribute__((noreturn)) static void hang(Tcp *t, double limit) {
     char text[2500] = "";
     int size = t->comm.size, missing = 0, named = 0;
     for (int r = 0; r < size; r++) missing += wants_to_receive(t, &t->peers[r]);
-    append(text, sizeof text, "no progress for %.3g seconds in ", limit);
-    Header here = place_now(t);
-    append_place(text, sizeof text, &here, false);
+    bool ask = t->now->kind == ASK;
+    if (ask) append(text, sizeof text, "%s", t->now->text);
+    else {
+        append(text, sizeof text, "no progress for %.3g seconds in ", limit);
+        Header here = place_now(t);
+        append_place(text, sizeof text, &here, false);
+    }
     for (int r = 0; r < size; r++) {
         const Peer *p = &t->peers[r];
         if (!(missing ? wants_to_receive(t, p) : wants_to_send(p)) || ++named > 8) continue;
-        append(text, sizeof text, "%s rank %d, ", named > 1 ? ";" : missing ? "; I wait for" : "; not taking what I send:", r);
+        append(text, sizeof text, "%s rank %d, ", named > 1 ? ";" : ask ? "; asked who is missing, this is silent:" : missing ? "; I wait for" : "; not taking what I send:", r);
         if (!p->heard.number) append(text, sizeof text, "not heard of so far");
         else append(text, sizeof text, "last heard of in "), append_place(text, sizeof text, &p->heard, false);
     }
@@ -182,10 +188,13 @@ static void check_header(Tcp *t, Peer *p) {
     for (int r = 0; r < t->comm.size; r++) /* so that they find out too */
         if (r != t->comm.rank && t->peers[r].sent < sizeof *mine)
             send(t->peers[r].socket, (const char *)mine + t->peers[r].sent, sizeof *mine - t->peers[r].sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-    char text[1000] = "I am in ";
-    append_place(text, sizeof text, mine, true);
-    append(text, sizeof text, ", but rank %d is in ", (int)(p - t->peers));
-    append_place(text, sizeof text, theirs, true);
+    char text[1000] = "";
+    int rank = (int)(p - t->peers);
+    if (mine->kind == ASK) append(text, sizeof text, "%s; rank %d is elsewhere, in ", t->now->text, rank);
+    else append(text, sizeof text, "I am in ");
+    append_place(text, sizeof text, mine->kind == ASK ? theirs : mine, true);
+    if (theirs->kind == ASK) append(text, sizeof text, ", but rank %d waits for me between devices", rank);
+    else if (mine->kind != ASK) append(text, sizeof text, ", but rank %d is in ", rank), append_place(text, sizeof text, theirs, true);
     append(text, sizeof text, ": all ranks must call the same operations in the same order");
     end(t, EXIT_HANG, text, 0.2);
 }
@@ -194,8 +203,8 @@ static void check_header(Tcp *t, Peer *p) {
  * ticks count at a time. */
 static void watch(Tcp *t, bool moved) {
     pthread_mutex_lock(&t->lock);
-    double limit = t->limit;
-    bool new_phase = t->phases != t->phases_seen;
+    double limit = t->now->kind == ASK ? t->now->limit : t->limit;
+    bool new_phase = t->now->kind != ASK && t->phases != t->phases_seen;
     t->phases_seen = t->phases;
     pthread_mutex_unlock(&t->lock);
     double now = seconds_now(), passed = now - t->looked;
@@ -352,6 +361,7 @@ static void set_payload(const Tcp *t, int r, double *theirs) {
         if (!p->rounded && o->kind == REDUCE_SCATTER_BF16) p->rounded = xmalloc(CHUNK);
         break;
     case ALL_GATHER:
+    case ASK:
         p->from = data + (size_t)t->comm.rank * part;
         p->to = data + (size_t)r * part;
         p->send_bytes = p->receive_bytes = part;
@@ -437,6 +447,24 @@ static CommTicket tcp_all_gather(Comm *c, void *data, size_t bytes) {
     return enqueue(c, ALL_GATHER, data, bytes, 0);
 }
 
+static CommTicket tcp_ask(Comm *c, void *data, size_t bytes, const char *text, double limit) {
+    CHECK(bytes % (size_t)c->size == 0, "%zu bytes in %d parts", bytes, c->size);
+    return enqueue_operation(c, (Operation){.kind = ASK, .data = data, .bytes = bytes, .text = text, .limit = limit});
+}
+
+/* The header of an operation that this rank has not begun lies whole in a socket. */
+static bool tcp_asked(Comm *c) {
+    Tcp *t = (Tcp *)c;
+    bool asked = false;
+    pthread_mutex_lock(&t->lock); /* so that the thread begins nothing meanwhile */
+    for (int r = 0; r < c->size && t->done == t->given && !asked; r++) {
+        Header h;
+        asked = r != c->rank && recv(t->peers[r].socket, &h, sizeof h, MSG_PEEK | MSG_DONTWAIT) == (ssize_t)sizeof h && h.kind == ASK;
+    }
+    pthread_mutex_unlock(&t->lock);
+    return asked;
+}
+
 static CommTicket tcp_all_reduce(Comm *c, double *data, size_t n) { return enqueue(c, ALL_REDUCE, data, n * sizeof *data, 0); }
 
 static CommTicket tcp_broadcast(Comm *c, void *data, size_t bytes, int root) {
@@ -510,8 +538,8 @@ Comm *tcp_comm_create(int rank, int size, int local_rank, int local_size, const 
     CHECK(size > 0 && rank >= 0 && rank < size, "rank %d of %d", rank, size);
     Tcp *t = xcalloc(1, sizeof *t);
     t->comm = (Comm){.name = "tcp", .rank = rank, .size = size, .local_rank = local_rank, .local_size = local_size, .reduce_scatter = tcp_reduce_scatter,
-                     .all_gather = tcp_all_gather, .all_reduce = tcp_all_reduce, .broadcast = tcp_broadcast, .call = tcp_call, .wait = tcp_wait,
-                     .phase = tcp_phase, .destroy = tcp_destroy};
+                     .all_gather = tcp_all_gather, .all_reduce = tcp_all_reduce, .broadcast = tcp_broadcast, .call = tcp_call, .ask = tcp_ask, .asked = tcp_asked,
+                     .wait = tcp_wait, .phase = tcp_phase, .destroy = tcp_destroy};
     t->peers = xcalloc((size_t)size, sizeof *t->peers);
     t->polled = xcalloc((size_t)size, sizeof *t->polled);
     for (int r = 0; r < size; r++) {

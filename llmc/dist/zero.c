@@ -234,9 +234,31 @@ Backend *zero_backend_create(Backend *inner, Comm *comm, Wire wire) {
     return b;
 }
 
+static void queue_call(void *device, void (*fn)(void *), void *arg) { ((Backend *)device)->side_call(device, fn, arg); }
+static void queue_round(void *device, uint16_t *to, const float *from, size_t rows, size_t stride, size_t n, size_t own) {
+    ((Backend *)device)->side_round(device, to, from, rows, stride, n, own);
+}
+static void queue_sum(void *device, float *data, const uint16_t *others, size_t parts, size_t own, size_t n) {
+    ((Backend *)device)->side_sum(device, data, others, parts, own, n);
+}
+
+bool zero_queue_create(DeviceQueue *queue, Backend *device, Wire wire, size_t room_bytes, Error *e) {
+    *queue = (DeviceQueue){.stream = device->side_begin(device), .context = device, .call = queue_call, .round = queue_round, .sum = queue_sum,
+                           .emulated = strcmp(device->name, "emu") == 0};
+    if (wire != WIRE_BF16) return true;
+    queue->room_elements = room_bytes / sizeof *queue->room;
+    return (queue->room = device->alloc(device, MEM_SCRATCH, "gradients on the wire", room_bytes, e)) != NULL;
+}
+
+void zero_queue_destroy(DeviceQueue *queue) {
+    Backend *device = queue->context;
+    if (queue->room) device->release(device, queue->room);
+    *queue = (DeviceQueue){0};
+}
+
 void zero_between_devices(Backend *b, Comm *devices) {
     Zero *z = zero_of(b);
-    CHECK(!z->model && b->side_begin && devices->rank == z->comm->rank && devices->size == z->comm->size && z->wire == WIRE_FLOAT32, "%s between %s devices", devices->name, b->name);
+    CHECK(!z->model && b->side_begin && devices->rank == z->comm->rank && devices->size == z->comm->size, "%s between %s devices", devices->name, b->name);
     z->devices = devices;
 }
 

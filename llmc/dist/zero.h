@@ -7,6 +7,7 @@
 #define LLMC_DIST_ZERO_H
 #include "../gpt2.h"
 #include "comm.h"
+#include "nccl.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -16,6 +17,9 @@ Backend *zero_backend_create(Backend *inner, Comm *comm, Wire wire);
 /* Gradients, weights and the sums of the decision go between the devices by this communicator, whose operations are in inner's queue beside the ops, in
  * place of by the host's memory; the host then waits for nothing in a step. The same ranks; not destroyed with it. Before zero_attach. */
 void zero_between_devices(Backend *zero, Comm *devices);
+/* The queue beside the ops of a device that has one, for nccl_comm_create; with room_bytes of its memory where gradients travel in bf16. False: there is no room (EXIT_DATA). */
+bool zero_queue_create(DeviceQueue *queue, Backend *device, Wire wire, size_t room_bytes, Error *e);
+void zero_queue_destroy(DeviceQueue *queue); /* after the communicator; of zeros: nothing */
 /* The model whose marks it follows: one that was created on it (or on a wrapper of it), with ranks as the communicator has them. Before the first step. */
 bool zero_attach(Backend *zero, const GPT2 *model, Error *e);
 /* Who wants to know when each unit's gradients and weights were under way (row "ranks", from the communicator's thread), and how long the host waited for

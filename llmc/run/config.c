@@ -74,7 +74,7 @@ static const Option options[] = {
     {"share-gpus", OPT_BOOL, AT(share_gpus), NULL, 0, 0, NULL, "Several processes", NULL, "let several processes use one GPU; without it, more processes on a machine than GPUs are an error"},
     {"zero", OPT_CHOICE, AT(zero), "auto", 0, 0, "auto|0|1", "Several processes", "STAGE", "1: each process holds its part of AdamW's state (ZeRO-1); 0: each holds all; same bits; auto: 1"},
     {"reduce-dtype", OPT_CHOICE, AT(reduce_dtype), "fp32", 0, 0, "fp32|bf16", "Several processes", "NAME", "number format of gradients on their way between processes"},
-    {"transport", OPT_CHOICE, AT(transport), "auto", 0, 0, "auto|nccl|host|mpi", "Several processes", "HOW", "nccl: from GPU to GPU by NCCL, each process with a GPU of its own; host: through the processes' memory and sockets; mpi: the same, but by MPI, in a build with it and under its launcher; auto: NCCL where it can be had and gradients travel in fp32, else host"},
+    {"transport", OPT_CHOICE, AT(transport), "auto", 0, 0, "auto|nccl|host|mpi", "Several processes", "HOW", "nccl: from GPU to GPU by NCCL, each process with a GPU of its own; host: through the processes' memory and sockets; mpi: the same, but by MPI, in a build with it and under its launcher; auto: NCCL where it can be had, else host"},
     {"timeout", OPT_FLOAT, AT(timeout), "300", 1, 1e6, NULL, "Several processes", "SECONDS", "how long a process waits for the others in a step before the run ends with exit code 6 and says where each was; start, saving and validation may take ten times as long"},
     {"check-replicas", OPT_INT, AT(check_replicas), "100", 0, 1e12, NULL, "Several processes", "M", "every M steps and before each save, compare what all processes hold alike; a difference ends the run with exit code 9; 0: never"},
     {"rank-logs", OPT_STRING, AT(rank_logs), NULL, 0, 0, NULL, "Several processes", "DIR", "each process but the first writes what it says to DIR/rank-NNNN.log; without it only the first one speaks"},
@@ -164,8 +164,7 @@ static bool check_together(const Config *c, Error *e) {
         return fail(e, EXIT_USAGE, "--gpus %lld starts one process for each, found --processes %lld; give one of them", (long long)c->gpus, (long long)c->processes);
     if (!c->dry_run && c->gpus && strcmp(c->device, "cpu") == 0) return fail(e, EXIT_USAGE, "--gpus %lld contradicts --device cpu; use --processes", (long long)c->gpus);
     if (c->max_time && duration_parse(c->max_time) < 0) return fail(e, EXIT_USAGE, "--max-time: found \"%s\", expected a time such as 3h, 45m, 1h30m, 90s", c->max_time);
-    if (strcmp(c->transport, "nccl") == 0 && (c->share_gpus || strcmp(c->reduce_dtype, "bf16") == 0))
-        return fail(e, EXIT_USAGE, "--transport nccl needs %s; use --transport host", c->share_gpus ? "a GPU for each process, found --share-gpus" : "--reduce-dtype fp32, found bf16");
+    if (strcmp(c->transport, "nccl") == 0 && c->share_gpus) return fail(e, EXIT_USAGE, "--transport nccl needs a GPU for each process, found --share-gpus; use --transport host");
     if (c->processes > 1 && (c->eval_only || c->generate))
         return fail(e, EXIT_USAGE, "--%s runs in one process, found --processes %lld", c->eval_only ? "eval-only" : "generate", (long long)c->processes);
     if ((c->eval_only || c->generate) && !c->init_from)

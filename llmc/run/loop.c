@@ -15,7 +15,7 @@
 /* A step between its issuing and its result. */
 typedef struct {
     double lr, begin, end;            /* end: when issuing it ended */
-    double own;                       /* seconds of issuing in which this rank did not wait for others */
+    double own;                       /* seconds of issuing in which this rank did not wait for others; not where devices wait for each other */
     bool lifted;                      /* without limits, after --max-skipped in a row */
 } Issued;
 
@@ -40,6 +40,7 @@ typedef struct {
     Saving *saving;                   /* the save under way, or NULL */
     SaveMemory save_memory;
     int64_t saving_step;
+    double side_waited;               /* seconds that the device's ops had stood and waited for others when a step was last finished */
     double saving_since, saving_held; /* when it began, and how many seconds training has waited for it */
     double started;                   /* of this process's training */
     int64_t first_step;               /* where this process began, */
@@ -386,6 +387,11 @@ static bool finish_step(Run *r, Error *e) {
     double before = seconds_now();
     StepResult result = train_result(&r->trainer);
     double done = done_time(r, &i, before), seconds = done - fmax(r->done, i.begin), own = i.own + seconds_now() - before;
+    if (s->devices) { /* the host waits for none; the ops do, in the device's queue */
+        double waited = s->device->side_waited(s->device);
+        own = fmax(seconds - (waited - r->side_waited), 0);
+        r->side_waited = waited;
+    }
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
     monitor_step(monitor, result.loss, result.grad_norm, result.skip);
     r->state.step++;

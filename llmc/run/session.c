@@ -1,7 +1,6 @@
 /* Settles what a run is made of; prints it as a table. */
 #include "session.h"
 #include "../base/io.h"
-#include "../dist/nccl.h"
 #include "../dist/zero.h"
 #include "log.h"
 #include <errno.h>
@@ -10,6 +9,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
+
+enum { WIRE_ROOM = 64 << 20 /* bytes: parts of megabytes also between many ranks */ };
+
+static Wire wire_of(const Config *o) { return strcmp(o->reduce_dtype, "bf16") == 0 ? WIRE_BF16 : WIRE_FLOAT32; }
 
 Keep keep_by_name(const char *recompute) {
     return strcmp(recompute, "block") == 0 ? KEEP_RESIDUAL : strcmp(recompute, "gelu") == 0 ? KEEP_NO_GELU : KEEP_ALL;
@@ -71,7 +74,7 @@ static bool settle_device(Session *s, Error *e) {
     if (o->plan_file) s->plan_file = xstrdup(o->plan_file);
     else if (!o->eval_only && !o->generate) s->plan_file = path_join(o->out, "matmul_plans.txt");
     s->backend = s->device = device_open(o, s->plan_file, s->comm->local_rank, s->comm->local_size, s->backend_line, e);
-    if (s->backend && s->comm->size > 1) s->backend = zero_backend_create(s->device, s->comm, strcmp(o->reduce_dtype, "bf16") == 0 ? WIRE_BF16 : WIRE_FLOAT32);
+    if (s->backend && s->comm->size > 1) s->backend = zero_backend_create(s->device, s->comm, wire_of(o));
     return s->backend != NULL;
 }
 
@@ -172,8 +175,6 @@ static bool check_gpus(const Session *s, Error *e) {
     return ok;
 }
 
-static void side_call(void *device, void (*fn)(void *), void *arg) { ((Backend *)device)->side_call(device, fn, arg); }
-
 /* NCCL, where all ranks have a GPU of their own and the library is there. */
 static bool settle_transport(Session *s, Error *e) {
     const Config *o = s->options;
@@ -182,10 +183,10 @@ static bool settle_transport(Session *s, Error *e) {
     if (c->size == 1) return true;
     snprintf(s->transport_line, sizeof s->transport_line, "%s", c->name);
     bool asked = strcmp(o->transport, "nccl") == 0, possible = comm_agree(c, s->device->side_begin || fail(&why, EXIT_USAGE, "--transport nccl: found %s, expected --device cuda on all ranks", s->device->name), &why);
-    if (strcmp(o->transport, "host") == 0 || strcmp(o->transport, "mpi") == 0 || o->share_gpus || strcmp(o->reduce_dtype, "bf16") == 0) return true;
+    if (strcmp(o->transport, "host") == 0 || strcmp(o->transport, "mpi") == 0 || o->share_gpus) return true;
     if (!possible || !s->device->side_begin) return asked ? (*e = why, false) : true;
-    DeviceQueue queue = {s->device->side_begin(s->device), side_call, s->device, strcmp(s->device->name, "emu") == 0};
-    s->devices = nccl_comm_create(c, &queue, o->timeout, &why);
+    bool ok = zero_queue_create(&s->queue, s->device, wire_of(o), WIRE_ROOM, &why);
+    s->devices = comm_agree(c, ok, &why) ? nccl_comm_create(c, &s->queue, o->timeout, &why) : NULL;
     if (s->devices) {
         zero_between_devices(s->backend, s->devices);
         snprintf(s->transport_line, sizeof s->transport_line, "%s", s->devices->name);
@@ -217,6 +218,7 @@ void session_close(Session *s) {
     if (s->tokenizer) tokenizer_free(s->tokenizer);
     if (s->backend && s->backend != s->device) s->backend->destroy(s->backend);
     if (s->devices) s->devices->destroy(s->devices);
+    zero_queue_destroy(&s->queue);
     if (s->device) s->device->destroy(s->device);
     free(s->plan_file);
     free(s->init_from);

@@ -3,6 +3,7 @@
 #define LLMC_RUN_SESSION_H
 #include "../data/loader.h"
 #include "../data/tokenizer.h"
+#include "../dist/nccl.h"
 #include "../gpt2.h"
 #include "checkpoint.h"
 #include "config.h"
@@ -23,6 +24,7 @@ typedef struct {
     Backend *backend;         /* NULL with --dry-run */
     Backend *device;          /* what backend wraps where there are several ranks, else NULL */
     Comm *devices;            /* by which they tell each other gradients and weights, else NULL: by comm */
+    DeviceQueue queue;        /* of devices */
     char transport_line[300]; /* how ranks exchange them, for the start-up table */
     char backend_line[DEVICE_LINE]; /* what it is, for the start-up table */
     char *plan_file;          /* CudaOptions, or NULL */

@@ -45,7 +45,6 @@ static void wrapped_fetch_wait(Backend *b, Staging *s) { b->inner->fetch_wait(b-
 static void wrapped_bring(Backend *b, void *to, Staging *s, size_t at, size_t bytes) { b->inner->bring(b->inner, to, s, at, bytes); }
 
 static void *wrapped_side_begin(Backend *b) { return b->inner->side_begin(b->inner); }
-static void wrapped_side_call(Backend *b, void (*fn)(void *), void *arg) { b->inner->side_call(b->inner, fn, arg); }
 static void wrapped_side_end(Backend *b, size_t marker) { b->inner->side_end(b->inner, marker); }
 static void wrapped_side_wait(Backend *b, size_t marker) { b->inner->side_wait(b->inner, marker); }
 
@@ -91,8 +90,7 @@ void wrapper_init(Wrapper *w, const char *kind, Backend *inner, void (*run_op)(B
         .print_plans = inner->print_plans ? wrapped_print_plans : NULL, .health = inner->health ? wrapped_health : NULL, .destroy = wrapper_destroy,
     };
     if (inner->side_begin) {
-        w->backend.side_begin = wrapped_side_begin, w->backend.side_call = wrapped_side_call;
-        w->backend.side_end = wrapped_side_end, w->backend.side_wait = wrapped_side_wait;
+        w->backend.side_begin = wrapped_side_begin, w->backend.side_end = wrapped_side_end, w->backend.side_wait = wrapped_side_wait;
     }
     wrapper_set_ops(&w->backend);
     copy_memory(&w->backend);
