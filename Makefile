@@ -48,7 +48,7 @@ EMUFLAGS := -std=c++17 -O2 -g -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pr
 ifeq ($(HAVE_EMU),1)
 FLAGS   += -DLLMC_EMU
 LIBS    += -lstdc++
-EMU_OBJ := $(BUILD)/emu/emu.o $(BUILD)/emu/runtime.o $(BUILD)/emu/cublaslt_twin.o $(BUILD)/emu/nccl_twin.o $(BUILD)/emu/create.o $(foreach t,0 1,$(BUILD)/emu/$t/absent.o \
+EMU_OBJ := $(BUILD)/emu/emu.o $(BUILD)/emu/emu_hopper.o $(BUILD)/emu/runtime.o $(BUILD)/emu/cublaslt_twin.o $(BUILD)/emu/nccl_twin.o $(BUILD)/emu/create.o $(foreach t,0 1,$(BUILD)/emu/$t/absent.o \
            $(patsubst llmc/cuda/%.cu,$(BUILD)/emu/$t/%.o,$(filter-out llmc/cuda/create.cu,$(wildcard llmc/cuda/*.cu))))
 endif
 

@@ -10,19 +10,12 @@
 #include <stdlib.h>
 #include <string>
 #include <sys/mman.h>
-#include <vector>
 #if EMU_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define UNWATCHED __attribute__((no_sanitize("address"))) /* a frame that its function never leaves must not poison its stack */
 #else
 #define UNWATCHED
-#endif
-#if !defined(__x86_64__) || defined(LLMC_EMU_UCONTEXT)
-#define EMU_UCONTEXT 1
-#include <ucontext.h>
-#else
-#define EMU_UCONTEXT 0
 #endif
 
 namespace emu {
@@ -31,10 +24,8 @@ static const size_t STACK_BYTES = EMU_ASAN ? 256 * 1024 : 128 * 1024;
 
 /* ---- fibers ---------------------------------------------------------------------------------------------------------- */
 #if EMU_UCONTEXT
-typedef ucontext_t Context;
 static void switch_context(Context *save, Context *to) { swapcontext(save, to); }
 #else
-typedef void *Context;        /* the stack pointer; all else is on the stack */
 extern "C" void llmc_emu_switch(void **save, void *to);
 asm(R"(
 .pushsection .text
@@ -63,41 +54,24 @@ llmc_emu_switch:
 static void switch_context(Context *save, Context *to) { llmc_emu_switch(save, *to); }
 #endif
 
-enum State { NEW, READY, AT_BARRIER, AT_MEETING, DONE };
-struct Copy { char *to; const char *from; int bytes; };
-struct Fiber : Thread {
-    Context context;
-    char *stack;              /* NULL before it runs first and after it is done */
-    State state;
-    int warp;
-    std::vector<std::vector<Copy>> groups; /* cp.async, oldest first; the last one is open */
-};
-struct Warp {
-    int lanes, ready, arrived, left; /* ready: NEW or READY; left: lanes that are done */
-    unsigned generation;
-    const char *what;
-    LaneValue values[2][32];
-};
-
 Thread *current;
 dim3 block_size, grid_size;
 Schedule schedule = {ASCENDING, 0, false, false};
 void (*on_fault)(const char *message);
 
-static Fiber fibers[MAX_THREADS];
-static Warp warps[MAX_THREADS / 32];
-static int n_threads, n_warps, n_at_barrier, n_done;
-static const char *barrier_file;
-static int barrier_line;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+std::vector<Block> blocks;
+int n_threads, n_warps, n_blocks;
+size_t shared_size;
+const char *kernel_name = "";
+bool abandoned;               /* a fault was handled by on_fault: the grid is given up */
+bool on_hopper;
 static const std::function<void()> *body;
-static const char *kernel_name = "";
-static char *shared_buffer;
-static size_t shared_size;
 static uint64_t n_launches, n_switches;
-static bool abandoned;        /* a fault was handled by on_fault: the grid is given up */
 static Context scheduler_context;
 static std::vector<char *> free_stacks; /* the one used last comes next: a thread that does not wait costs a warm stack and two switches */
-static Fiber *running() { return static_cast<Fiber *>(current); }
+static Block *running_block() { return &blocks[(size_t)running()->block]; }
 
 #if EMU_ASAN
 static const void *scheduler_stack;
@@ -196,26 +170,27 @@ bool canary_alive(const char *end) {
 }
 
 /* ---- barriers and meetings ----------------------------------------------------------------------------------------------- */
-static void wait_as(State state) {
+void wait_as(State state) {
     Fiber *f = running();
     f->state = state;
-    warps[f->warp].ready--;
+    warps[(size_t)f->warp].ready--;
     to_scheduler(false);
 }
-static void wake(Fiber *f, State from) {
+void wake(Fiber *f, State from) {
     if (f->state != from) return;
     f->state = READY;
-    warps[f->warp].ready++;
+    warps[(size_t)f->warp].ready++;
 }
 
 void sync_threads(const char *file, int line) {
-    if (n_at_barrier == 0) barrier_file = file, barrier_line = line;
-    else if (line != barrier_line || (file != barrier_file && strcmp(file, barrier_file)))
-        fault("divergent barrier: this thread at %s:%d, others at %s:%d", file, line, barrier_file, barrier_line);
-    if (n_done) fault("__syncthreads at %s:%d after %d threads have left", file, line, n_done);
-    if (++n_at_barrier < n_threads) return wait_as(AT_BARRIER);
-    n_at_barrier = 0;
-    for (int i = 0; i < n_threads; i++) wake(&fibers[i], AT_BARRIER);
+    Block *b = running_block();
+    if (b->n_at_barrier == 0) b->barrier_file = file, b->barrier_line = line;
+    else if (line != b->barrier_line || (file != b->barrier_file && strcmp(file, b->barrier_file)))
+        fault("divergent barrier: this thread at %s:%d, others at %s:%d", file, line, b->barrier_file, b->barrier_line);
+    if (b->n_done) fault("__syncthreads at %s:%d after %d threads have left", file, line, b->n_done);
+    if (++b->n_at_barrier < n_threads) return wait_as(AT_BARRIER);
+    b->n_at_barrier = 0;
+    for (int i = running()->block * n_threads, end = i + n_threads; i < end; i++) wake(&fibers[(size_t)i], AT_BARRIER);
 }
 
 void full_mask(unsigned mask) {
@@ -224,7 +199,7 @@ void full_mask(unsigned mask) {
 
 const LaneValue *meet(const char *what, const void *mine, size_t bytes, void (*compute)(LaneValue *)) {
     Fiber *f = running();
-    Warp *w = &warps[f->warp];
+    Warp *w = &warps[(size_t)f->warp];
     if (w->lanes != 32) fault("%s in a warp of %d threads", what, w->lanes);
     if (w->left) fault("%s after %d lanes of the warp have left", what, w->left);
     if (w->arrived == 0) w->what = what;
@@ -238,19 +213,21 @@ const LaneValue *meet(const char *what, const void *mine, size_t bytes, void (*c
     if (compute) compute(values);
     w->arrived = 0;
     w->generation++;
-    for (int lane = 0; lane < 32; lane++) wake(&fibers[f->warp * 32 + lane], AT_MEETING);
+    for (int lane = 0; lane < 32; lane++) wake(&fibers[(size_t)(w->first + lane)], AT_MEETING);
     return values;
 }
 
 /* The end of a thread. */
 static void leave() {
     Fiber *f = running();
-    Warp *w = &warps[f->warp];
+    Warp *w = &warps[(size_t)f->warp];
+    Block *b = running_block();
+    if (on_hopper) hopper_leave();
     f->state = DONE;
-    n_done++;
+    b->n_done++;
     w->left++;
     w->ready--;
-    if (n_at_barrier) fault("a thread leaves while %d wait at %s:%d", n_at_barrier, barrier_file, barrier_line);
+    if (b->n_at_barrier) fault("a thread leaves while %d wait at %s:%d", b->n_at_barrier, b->barrier_file, b->barrier_line);
     if (w->arrived) fault("a thread leaves while %d lanes of its warp wait at %s", w->arrived, w->what);
 }
 
@@ -280,12 +257,12 @@ void cp_async_wait_group(int open) {
     }
 }
 
-void *dynamic_shared() { return shared_buffer; }
+void *dynamic_shared() { return running_block()->shared; }
 size_t dynamic_shared_bytes() { return shared_size; }
 void check_shared(const char *what, const void *p, size_t bytes) {
-    const char *c = (const char *)p;
-    if (c < shared_buffer || c + bytes > shared_buffer + shared_size)
-        fault("%s: address is %td bytes into the block's %zu bytes of shared memory", what, c - shared_buffer, shared_size);
+    const char *c = (const char *)p, *shared = running_block()->shared;
+    if (c < shared || c + bytes > shared + shared_size)
+        fault("%s: address is %td bytes into the block's %zu bytes of shared memory", what, c - shared, shared_size);
     if ((uintptr_t)p % bytes) fault("%s: shared address is not aligned to %zu bytes", what, bytes);
 }
 void check_aligned(const char *what, const void *p, size_t bytes) {
@@ -322,41 +299,45 @@ static void start(Fiber *f) {
 
 /* The next warp to run, or -1. */
 static int next_warp(int last) {
-    int favoured = schedule.warp % n_warps;
-    if (schedule.order == AHEAD && warps[favoured].ready) return favoured;
-    for (int i = 0; i < n_warps; i++) {
-        int w = schedule.order == REVERSED ? n_warps - 1 - i : schedule.order == IN_TURN ? (last + 1 + i) % n_warps : i;
-        if (schedule.order == BEHIND && w == favoured) continue;
-        if (warps[w].ready) return w;
+    const int n = n_warps * n_blocks, favoured = schedule.warp % n;
+    const Warp *w = warps.data();
+    if (schedule.order == AHEAD && w[favoured].ready) return favoured;
+    for (int i = 0; i < n; i++) {
+        int k = schedule.order == REVERSED ? n - 1 - i : schedule.order == IN_TURN ? (last + 1 + i) % n : i;
+        if (schedule.order == BEHIND && k == favoured) continue;
+        if (w[k].ready) return k;
     }
-    return schedule.order == BEHIND && warps[favoured].ready ? favoured : -1;
+    return schedule.order == BEHIND && w[favoured].ready ? favoured : -1;
 }
 
-static void prepare_block(uint3 index) {
-    n_at_barrier = n_done = 0;
-    for (int w = 0; w < n_warps; w++) {
-        warps[w].arrived = warps[w].left = 0;
-        warps[w].lanes = warps[w].ready = n_threads - w * 32 < 32 ? n_threads - w * 32 : 32;
+static void prepare_block(int b, uint3 index) {
+    Block *block = &blocks[(size_t)b];
+    block->index = index, block->n_at_barrier = block->n_done = 0;
+    for (int k = 0; k < n_warps; k++) {
+        Warp *w = &warps[(size_t)(b * n_warps + k)];
+        w->first = b * n_threads + k * 32;
+        w->arrived = w->left = 0;
+        w->lanes = w->ready = n_threads - k * 32 < 32 ? n_threads - k * 32 : 32;
     }
     for (int i = 0; i < n_threads; i++) {
-        Fiber *f = &fibers[i];
+        Fiber *f = &fibers[(size_t)(b * n_threads + i)];
         unsigned k = (unsigned)i;
         f->thread_index = {k % block_size.x, k / block_size.x % block_size.y, k / (block_size.x * block_size.y)};
         f->block_index = index;
-        f->warp = i / 32, f->lane = i % 32;
+        f->block = b, f->warp = b * n_warps + i / 32, f->lane = i % 32;
         f->state = NEW;
         f->groups.clear();
     }
     if (!shared_size) return;
-    memset(shared_buffer, 0xFF, shared_size);
-    canary_set(shared_buffer + shared_size);
+    memset(block->shared, 0xFF, shared_size);
+    canary_set(block->shared + shared_size);
 }
 
 /* One turn: each lane that is ready, up to where it waits. */
 static void run_warp(int warp) {
-    int lanes = warps[warp].lanes;
+    const int first = warps[(size_t)warp].first, lanes = warps[(size_t)warp].lanes;
     for (int k = 0; k < lanes && !abandoned; k++) {
-        Fiber *f = &fibers[warp * 32 + (schedule.order == REVERSED ? lanes - 1 - k : k)];
+        Fiber *f = &fibers[(size_t)(first + (schedule.order == REVERSED ? lanes - 1 - k : k))];
         if (f->state == NEW) start(f);
         if (f->state != READY) continue;
         to_fiber(f);
@@ -366,31 +347,51 @@ static void run_warp(int warp) {
 
 static void report_deadlock() {
     const char *collective = "no collective";
-    for (int w = 0; w < n_warps; w++)
-        if (warps[w].arrived) collective = warps[w].what;
-    host_fault(kernel_name, "deadlock: of %d threads %d are done, %d wait at %s:%d, %d in %s", n_threads, n_done, n_at_barrier,
-               n_at_barrier ? barrier_file : "no barrier", n_at_barrier ? barrier_line : 0, n_threads - n_done - n_at_barrier, collective);
+    char others[500] = "";
+    int waiting = 0, done = 0, line = 0;
+    const char *file = "no barrier";
+    for (const Warp &w : warps)
+        if (w.arrived) collective = w.what;
+    for (const Block &b : blocks) {
+        waiting += b.n_at_barrier, done += b.n_done;
+        if (b.n_at_barrier) file = b.barrier_file, line = b.barrier_line;
+    }
+    const size_t elsewhere = on_hopper ? hopper_waiting(others, sizeof others) : 0;
+    host_fault(kernel_name, "deadlock: of %d threads %d are done, %d wait at %s:%d, %d in %s%s", n_threads * n_blocks, done, waiting, file, line,
+               n_threads * n_blocks - done - waiting - (int)elsewhere, collective, others);
 }
 
 /* Threads that a fault has left mid-way are forgotten; what their frames told AddressSanitizer is, too. */
-static void give_up_block() {
-    for (int i = 0; i < n_threads; i++) {
-        if (!fibers[i].stack) continue;
+static void give_up_blocks() {
+    for (Fiber &f : fibers) {
+        if (!f.stack) continue;
 #if EMU_ASAN
-        __asan_unpoison_memory_region(fibers[i].stack, STACK_BYTES);
+        __asan_unpoison_memory_region(f.stack, STACK_BYTES);
 #endif
-        return_stack(&fibers[i]);
+        return_stack(&f);
     }
 }
 
-static void run_block(uint3 index) {
-    prepare_block(index);
-    for (int warp = n_warps - 1; !abandoned && (warp = next_warp(warp)) >= 0;) run_warp(warp);
-    if (!abandoned && n_done < n_threads) report_deadlock();
-    if (!abandoned && shared_size && !canary_alive(shared_buffer + shared_size))
-        host_fault(kernel_name, "a write past the end of the block's %zu bytes of shared memory (block %u,%u,%u)", shared_size, index.x, index.y,
-                   index.z);
-    if (abandoned) give_up_block();
+/* Blocks first .. first + n_blocks - 1 of the grid: one, or a cluster. */
+static void run_blocks(uint64_t first) {
+    int done = 0;
+    for (int b = 0; b < n_blocks; b++) {
+        const uint64_t k = first + (uint64_t)b;
+        prepare_block(b, {(unsigned)(k % grid_size.x), (unsigned)(k / grid_size.x % grid_size.y), (unsigned)(k / grid_size.x / grid_size.y)});
+    }
+    if (on_hopper) hopper_begin();
+    for (int warp = n_warps * n_blocks - 1, next; !abandoned;) {
+        if ((next = next_warp(warp)) >= 0) run_warp(warp = next);
+        else if (!on_hopper || !hopper_idle()) break;
+    }
+    for (const Block &b : blocks) done += b.n_done;
+    if (!abandoned && done < n_threads * n_blocks) report_deadlock();
+    if (!abandoned && on_hopper) hopper_end();
+    for (const Block &b : blocks)
+        if (!abandoned && shared_size && !canary_alive(b.shared + shared_size))
+            host_fault(kernel_name, "a write past the end of the block's %zu bytes of shared memory (block %u,%u,%u)", shared_size, b.index.x, b.index.y,
+                       b.index.z);
+    if (abandoned) give_up_blocks();
 }
 
 /* ---- blocks apart: each runs on global memory as the launch found it, and what all wrote is put together afterwards --------------------
@@ -445,30 +446,35 @@ static void apart_end() {
 }
 
 /* ---- a grid ------------------------------------------------------------------------------------------------------------------ */
-void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &thread) {
-    void *buffer = nullptr;
+void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, const std::function<void()> &thread) {
     kernel_name = name;
     block_size = block, grid_size = grid;
     n_threads = (int)(block.x * block.y * block.z);
     n_warps = (n_threads + 31) / 32;
+    n_blocks = cluster > 1 ? (int)cluster : 1;
+    on_hopper = cluster > 0;
     body = &thread;
     abandoned = false;
     shared_size = shared_bytes;
-    if (shared_bytes && posix_memalign(&buffer, 1024, shared_bytes + CANARY)) { perror("emulator: shared memory"); abort(); }
-    shared_buffer = (char *)buffer;
+    if (fibers.size() < (size_t)(n_threads * n_blocks)) fibers.resize((size_t)(n_threads * n_blocks));
+    warps.resize((size_t)(n_warps * n_blocks));
+    blocks.resize((size_t)n_blocks);
+    for (Block &b : blocks) {
+        void *buffer = nullptr;
+        if (shared_bytes && posix_memalign(&buffer, 1024, shared_bytes + CANARY)) { perror("emulator: shared memory"); abort(); }
+        b.shared = (char *)buffer;
+    }
     n_launches++;
-    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    const bool keep_apart = schedule.apart && blocks > 1;
+    const uint64_t total = (uint64_t)grid.x * grid.y * grid.z, n = (uint64_t)n_blocks;
+    const bool keep_apart = schedule.apart && total > n;
     if (keep_apart) apart_begin();
-    for (uint64_t i = 0; i < blocks && !abandoned; i++) {
-        uint64_t k = schedule.order == REVERSED ? blocks - 1 - i : i;
-        uint3 index = {(unsigned)(k % grid.x), (unsigned)(k / grid.x % grid.y), (unsigned)(k / grid.x / grid.y)};
-        run_block(index);
-        if (keep_apart) apart_collect(index);
+    for (uint64_t i = 0; i < total && !abandoned; i += n) {
+        run_blocks(schedule.order == REVERSED ? total - n - i : i);
+        if (keep_apart) apart_collect(blocks[0].index);
     }
     if (keep_apart) apart_end();
-    free(buffer);
-    shared_buffer = nullptr, shared_size = 0;
+    for (Block &b : blocks) free(b.shared), b.shared = nullptr;
+    shared_size = 0;
     for (const auto &m : device_memory) {
         if (canary_alive(m.first + m.second)) continue;
         canary_set(m.first + m.second);

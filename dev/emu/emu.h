@@ -1,5 +1,5 @@
 /* CUDA on a CPU, for tests: the device words, the built-in variables and functions, and the part of the runtime library that llmc/cuda uses, so
- * that its files compile with a C++ compiler and run. Threads of a block are fibers; blocks run one after another; what a stream was given
+ * that its files compile with a C++ compiler and run. Threads of a block are fibers; blocks (or clusters of them) run one after another; what a stream was given
  * runs when somebody waits for it. Stricter than hardware where hardware forgives: emu.cpp says what is reported.
  * It proves indices, tails, barriers and accumulation; not memory ordering between threads of a running warp, nor speed. */
 #ifndef LLMC_EMU_H
@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 /* No __shared__ and no __constant__: a block's shared memory is DYNAMIC_SHARED, which is poisoned before each block. */
 
@@ -188,7 +189,7 @@ struct Schedule {
     Order order;
     int warp;                 /* of AHEAD and BEHIND, modulo the block's warps */
     bool apart;               /* no block sees what another of its launch wrote; two that write one place are a fault. Slow: copies all memory */
-    bool early;               /* cp.async arrives at once instead of when it is waited for */
+    bool early;               /* asynchronous copies arrive at once instead of when they are waited for */
 };
 /* From LLMC_EMU_SCHEDULE = ascending | reversed | ahead:K | behind:K | in-turn, with ",apart" and ",early" if wanted; default ascending. */
 extern Schedule schedule;
@@ -199,10 +200,11 @@ extern void (*on_fault)(const char *message);
 uint64_t launches();          /* kernels executed so far */
 uint64_t switches();          /* turns given to threads so far */
 
-void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> thread);
+/* cluster: blocks that run together, in a launch for Hopper; 0 in any other. */
+void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, std::function<void()> thread);
 template <class... P>
-void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, P... args) {
-    enqueue_launch(name, grid, block, shared_bytes, stream, [=]() { kernel(args...); });
+void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, P... args) {
+    enqueue_launch(name, grid, block, shared_bytes, cluster, stream, [=]() { kernel(args...); });
 }
 
 /* For emu_ptx.h */

@@ -61,15 +61,17 @@ void enqueue(cudaStream_t stream, std::function<void()> work, double seconds, st
     });
 }
 
-void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> thread) {
+void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, std::function<void()> thread) {
     size_t threads = (size_t)block.x * block.y * block.z;
     if (threads == 0 || threads > MAX_THREADS || block.x > MAX_THREADS || block.y > MAX_THREADS || block.z > 64)
         return host_fault(name, "a block of %ux%ux%u threads; hardware takes 1 to 1024, z to 64", block.x, block.y, block.z);
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         return host_fault(name, "a grid of %ux%ux%u blocks; hardware takes 1 to 2^31-1, 65535, 65535", grid.x, grid.y, grid.z);
-    if (shared_bytes > SHARED_LIMIT)
-        return host_fault(name, "%zu bytes of dynamic shared memory; a block has at most %d", shared_bytes, (int)SHARED_LIMIT);
-    enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, thread); });
+    const size_t limit = cluster ? HOPPER_SHARED_LIMIT : SHARED_LIMIT;
+    if (shared_bytes > limit) return host_fault(name, "%zu bytes of dynamic shared memory; a block has at most %zu", shared_bytes, limit);
+    if (cluster > MAX_CLUSTER || (cluster && grid.x % cluster))
+        return host_fault(name, "clusters of %u blocks in a grid of %u along x; at most %d, and whole ones", cluster, grid.x, (int)MAX_CLUSTER);
+    enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, cluster, thread); });
 }
 
 /* While a stream is captured, nothing may wait for the device or change its memory; who tries loses the capture too. */

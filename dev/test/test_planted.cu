@@ -3,6 +3,7 @@
 #include "test.h"
 #ifdef LLMC_EMU
 #include "dev/test/emu_kit.h"
+#include "llmc/cuda/hopper.cuh"
 #include "llmc/base/rng.h"
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ template <class... P, class... A> static void launch(Outcome *o, dim3 grid, unsi
 #include "planted/rows.cuh"
 #include "planted/columns.cuh"
 #include "planted/attention.cuh"
+#include "planted/hopper.cuh"
 
 static const char *const schedules[] = {"ascending", "reversed",      "ahead:0",        "ahead:2", "behind:0",
                                         "behind:3",  "in-turn",       "ahead:0,early",  "in-turn,early", "apart"};
@@ -52,6 +54,7 @@ static const struct Planted {
     bool memory;              /* AddressSanitizer ends the process first */
 } planted[] = {
 #define ROWS(name, run, BUG, caught) {name, rows::run<rows::NONE>, rows::run<rows::BUG>, caught, false}
+#define HOPPER(name, run, BUG, caught) {name, hopper::run<hopper::NONE>, hopper::run<hopper::BUG>, caught, false}
 #define COLUMNS(name, run, BUG, caught, memory) {name, columns::run<columns::NONE>, columns::run<columns::BUG>, caught, memory}
 #define ATTENTION(name, BUG, caught) {name, attention::run_attention<attention::NONE>, attention::run_attention<attention::BUG>, caught, false}
     ROWS("missing_barrier_before_read", norm, NO_BARRIER, "RRRRRRRRRR"),
@@ -78,9 +81,26 @@ static const struct Planted {
     ATTENTION("output_not_rescaled", NO_RESCALE, "RRRRRRRRRR"),
     ATTENTION("missing_cp_async_wait", NO_WAIT, "RRRRRRR..R"),
     ATTENTION("stage_loaded_while_it_is_read", NO_REUSE_BARRIER, ".......R.."),
+    HOPPER("hopper_buffer_released_too_soon", gemm1, EARLY_RELEASE, "RRRRRRRFRR"),
+    HOPPER("hopper_buffer_of_a_cluster_released_too_soon", gemm2, EARLY_RELEASE, "RRRRRRRFRR"),
+    HOPPER("hopper_wrong_parity", gemm1, PARITY, "FFFFFFFFFF"),
+    HOPPER("hopper_missing_full_wait", gemm1, NO_FULL_WAIT, "FFFFFFFRRF"),
+    HOPPER("hopper_missing_wgmma_wait", gemm1, NO_WAIT, "RRRRRRRFRR"),
+    HOPPER("hopper_missing_wgmma_fence", gemm1, NO_FENCE, "FFFFFFFFFF"),
+    HOPPER("hopper_fewer_bytes_expected", gemm1, FEWER_BYTES, "FFFFFFFFFF"),
+    HOPPER("hopper_more_bytes_expected", gemm2, MORE_BYTES, "FFFFFFFFFF"),
+    HOPPER("hopper_wrong_descriptor_stride", gemm1, STRIDE, "RRRRRRRRRR"),
+    HOPPER("hopper_missing_proxy_fence", gemm1, NO_PROXY_FENCE, "FFFFFFFFFF"),
+    HOPPER("hopper_missing_read_wait", gemm1, NO_READ_WAIT, "FFFFFFFFFF"),
+    HOPPER("hopper_too_many_registers", gemm1, REGISTERS, "FFFFFFFFFF"),
+    HOPPER("hopper_consumer_that_never_arrives", gemm2, ONE_WARPGROUP_LESS, "FFFFFFFFFF"),
+    HOPPER("hopper_missing_cluster_barrier", cluster_sum, NO_MAP_SYNC, "FFFFFFFFFF"),
+    HOPPER("hopper_missing_second_cluster_barrier", cluster_sum, NO_SECOND_SYNC, "RRRRRRRRRR"),
+    HOPPER("hopper_block_ends_while_it_is_read", cluster_sum, LEAVES, "FFFFFFFFFF"),
 #undef ROWS
 #undef COLUMNS
 #undef ATTENTION
+#undef HOPPER
 };
 
 /* Whether AddressSanitizer ends a process that runs it. */

@@ -26,7 +26,7 @@ words_only_in() { # name, pattern, where it may stand, files
     found=$(grep -nE "$pattern" "$@" | grep -vE "^($home):" | grep -vE ':[0-9]+: *(/?\*|//)')
     if [ -z "$found" ]; then passed=$((passed + 1)); echo "ok $name"; else failed=$((failed + 1)); echo "FAILED $name: $found"; fi
 }
-words_only_in inline_ptx_in_one_header '\basm( volatile)?[ (]' 'llmc/cuda/ptx.cuh' llmc/cuda/*.{cu,cuh}
+words_only_in inline_ptx_in_two_headers '\basm( volatile)?[ (]' 'llmc/cuda/(ptx|hopper).cuh' llmc/cuda/*.{cu,cuh}
 words_only_in shared_memory_is_dynamic '__shared__' 'llmc/cuda/kernel.cuh' llmc/cuda/*.{cu,cuh}
 words_only_in launches_go_through_LAUNCH '<<<[^(]|cudaLaunchKernel' 'llmc/cuda/(kernel.cuh|backend.cu)' llmc/cuda/*.{cu,cuh}
 rule a_run_knows_no_backend_inside '(cpu|cuda|emu)/' llmc/run/*.[ch]

@@ -1,7 +1,7 @@
 /* What every kernel file includes: the compute type, 16-byte vectors, warp and block sums, and the one way to launch.
  * Compiled four times: by nvcc and, against dev/emu, by a C++ compiler; each for bf16 and fp32 (LLMC_BF16 = 1 or 0). So that the
  * emulator sees everything: no static __shared__ (DYNAMIC_SHARED is the block's one buffer), launches through LAUNCH, inline PTX in ptx.cuh
- * only, collectives by whole warps, no thread leaves before its block's last barrier, no block waits for another. */
+ * and hopper.cuh only, collectives by whole warps, no thread leaves before its block's last barrier, no block waits for another. */
 #ifndef LLMC_CUDA_KERNEL_CUH
 #define LLMC_CUDA_KERNEL_CUH
 #ifdef LLMC_EMU
@@ -156,7 +156,7 @@ void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, c
 template <class... P, class... A>
 void launch_named(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
 #ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
+    emu::launch(name, kernel, grid, block, shared_bytes, 0, stream, static_cast<P>(args)...);
 #else
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchConfig_t config = {};
@@ -166,6 +166,33 @@ void launch_named(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
 }
 /* LAUNCH(kernel, grid, block, shared_bytes, stream, args...); a template with commas in parentheses: LAUNCH((k<64, 2>), ...). */
 #define LAUNCH(kernel, ...) launch_named(#kernel, kernel, __VA_ARGS__)
+
+/* How a kernel for Hopper is launched: in clusters of `blocks` neighbours along x (1 to 8; grid.x a multiple), with up to 227 KB of shared memory;
+ * early: its blocks may start before the stream's kernel in front of it has ended, so they call grid_wait() before they touch what that one wrote. */
+struct Cluster {
+    unsigned blocks;
+    bool early;
+};
+template <class... P, class... A>
+void launch_hopper(const char *name, void (*kernel)(P...), Cluster cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
+    CHECK(cluster.blocks >= 1 && cluster.blocks <= 8 && grid.x % cluster.blocks == 0, "%s: clusters of %u in a grid of %u along x", name, cluster.blocks, grid.x);
+#ifdef LLMC_EMU
+    emu::launch(name, kernel, grid, block, shared_bytes, cluster.blocks, stream, static_cast<P>(args)...);
+#else
+    launch_prepare((const void *)kernel, name, shared_bytes);
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = cluster.blocks, attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+    config.attrs = attributes, config.numAttrs = cluster.early ? 2 : 1;
+    launch_done(name, grid, block, shared_bytes, stream, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+#endif
+}
+/* LAUNCH_HOPPER(kernel, Cluster{2, false}, grid, block, shared_bytes, stream, args...), for kernels with the instructions of hopper.cuh. */
+#define LAUNCH_HOPPER(kernel, ...) launch_hopper(#kernel, kernel, __VA_ARGS__)
 
 /* ---- small arithmetic ---------------------------------------------------------------------------------------------- */
 template <class T> __host__ __device__ __forceinline__ T ceil_div(T a, T b) { return (a + b - 1) / b; }

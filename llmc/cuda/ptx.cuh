@@ -1,4 +1,4 @@
-/* Every PTX instruction that the kernels use, behind a named function; nothing else in the backend holds inline assembly. The emulator has a
+/* Every PTX instruction that the kernels use, behind a named function (Hopper's own: hopper.cuh); nothing else holds inline assembly. The emulator has a
  * twin of each in dev/emu/emu_ptx.h, which follows the fragment layouts of the PTX ISA manual (sections mma.m16n8k16, ldmatrix, cp.async).
  *
  * Fragments of mma m16n8k16, lane = 4 g + t (g 0..7, t 0..3):

@@ -1,0 +1,138 @@
+/* A product as kernels for Hopper make it: TMA fills stages, two warpgroups multiply, TMA stores; and blocks of a cluster that read each other's shared
+ * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
+namespace hopper {
+enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC };
+enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
+enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
+
+/* D (M, N) = A (M, K) B (N, K)^T, bf16, sums in float, k ascending. Block: 128 x 64 of D; warpgroup 0 copies, 1 and 2 have 64 rows each. C blocks of a cluster,
+ * neighbours in M, share B: each copies 64 / C of its rows to all. full[s]: the stage has arrived; empty[s]: both warpgroups of all C blocks have read it. */
+template <Bug BUG, int C>
+__global__ void __launch_bounds__(GEMM_THREADS, 1)
+    gemm_kernel(const __grid_constant__ TensorMap d, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int steps) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    unsigned char *out = shared + STAGES * STAGE_BYTES;
+    uint64_t *full = (uint64_t *)(void *)(out + OUT_BYTES), *empty = full + STAGES;
+    const int group = threadIdx.x / 128, row = (int)blockIdx.x * BM, column = (int)blockIdx.y * BN;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) mbarrier_init(&full[s], 1), mbarrier_init(&empty[s], 2 * C);
+        fence_mbarrier_init();
+    }
+    if (C > 1) cluster_arrive(), cluster_wait();
+    else __syncthreads();
+    if (group == 0) {
+        registers_fewer<40>();
+        if (threadIdx.x == 0)
+            for (int i = 0; i < steps; i++) {
+                const int s = i % STAGES;
+                unsigned char *stage = shared + s * STAGE_BYTES;
+                mbarrier_wait(&empty[s], BUG == PARITY ? i / STAGES & 1 : (i / STAGES & 1) ^ 1);
+                mbarrier_arrive_expect(&full[s], BUG == FEWER_BYTES ? STAGE_BYTES - 16 : BUG == MORE_BYTES ? STAGE_BYTES + 16 : STAGE_BYTES);
+                tma_load(stage, a, &full[s], i * BK, row);
+                if (C == 1) tma_load(stage + A_BYTES, b, &full[s], i * BK, column);
+                else {
+                    const unsigned r = cluster_rank(), rows = BN / C;
+                    tma_load_multicast(stage + A_BYTES + r * rows * 128, b, &full[s], (1 << C) - 1, i * BK, column + (int)(r * rows));
+                }
+            }
+    } else if (BUG == ONE_WARPGROUP_LESS && group == 2) {
+        registers_more<232>();
+    } else {
+        registers_more<BUG == REGISTERS ? 240 : 232>();
+        const int mine = group - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+        float sum[BN / 2];
+        for (int i = 0; i < steps; i++) {
+            const int s = i % STAGES;
+            const uint32_t stage = shared_address(shared + s * STAGE_BYTES);
+            uint64_t da = tile_descriptor<SWIZZLE_128, K_MAJOR>(stage, BM) + (tile_advance<SWIZZLE_128, K_MAJOR>(BM, 0, 64 * mine) >> 4);
+            uint64_t db = tile_descriptor<SWIZZLE_128, K_MAJOR>(stage + A_BYTES, BN);
+            if (BUG == STRIDE) db += (uint64_t)64 << 32; /* eight rows on: 2048 bytes instead of 1024 */
+            if (BUG != NO_FULL_WAIT) mbarrier_wait(&full[s], i / STAGES & 1);
+            if (BUG != NO_FENCE) wgmma_fence(sum);
+            UNROLL for (int k = 0; k < BK; k += 16) {
+                const unsigned on = tile_advance<SWIZZLE_128, K_MAJOR>(BM, k) >> 4;
+                wgmma_ss<K_MAJOR, K_MAJOR>(sum, da + on, db + on, i + k > 0);
+            }
+            wgmma_commit();
+            if (BUG != EARLY_RELEASE && BUG != NO_WAIT) wgmma_wait<0>(sum);
+            if (threadIdx.x % 128 < C) mbarrier_arrive_remote(&empty[s], threadIdx.x % 128);
+            if (BUG == EARLY_RELEASE) wgmma_wait<0>(sum);
+        }
+        unsigned char *mine_out = out + mine * OUT_BYTES / 2; /* 64 rows of 64: a panel */
+        for (int j = 0; j < BN / 8; j++)
+            for (int half = 0; half < 2; half++) {
+                const unsigned r = warp * 16 + 8 * half + lane / 4;
+                *(uint32_t *)(void *)(mine_out + tile_place(SWIZZLE_128, 64, r, 8 * j + lane % 4 * 2)) = pack_bf16(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
+            }
+        if (BUG != NO_PROXY_FENCE) fence_proxy_async();
+        if (BUG == NO_WAIT) wgmma_wait<0>(sum);
+        named_sync(1 + mine, 128);
+        if (threadIdx.x % 128 == 0) {
+            tma_store(d, mine_out, column, row + 64 * mine);
+            bulk_commit();
+            if (BUG != NO_READ_WAIT) bulk_wait_read<0>();
+        }
+    }
+    if (C > 1) cluster_arrive(), cluster_wait(); /* the other blocks' last arrivals and copies */
+}
+
+/* out[i] = sum over the blocks of its cluster of x, in the order of ranks.  Bugs: no barrier of the cluster before the others' memory is read, or after the
+ * second time it was written, or before a block ends. */
+template <Bug BUG> __global__ void cluster_sum_kernel(float *out, const float *x, int blocks) {
+    DYNAMIC_SHARED(float, mine);
+    for (int again = 0; again < 2; again++) {
+        mine[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x] * (float)(1 + again);
+        if (again ? BUG != NO_SECOND_SYNC : BUG != NO_MAP_SYNC) cluster_arrive(), cluster_wait();
+        float sum = 0;
+        for (int r = 0; r < blocks; r++) sum += cluster_load(mine + threadIdx.x, (unsigned)r);
+        if (BUG != LEAVES || !again) cluster_arrive(), cluster_wait();
+        out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    }
+}
+
+#ifdef LLMC_EMU
+static TensorMap map_of(const elem *p, size_t rows, size_t columns, unsigned box_rows, unsigned box_columns, TileSwizzle swizzle) {
+    const size_t dim[2] = {columns, rows}, stride = columns * sizeof(elem);
+    const unsigned box[2] = {box_columns, box_rows};
+    return tensor_map(p, 2, dim, &stride, box, swizzle);
+}
+
+/* M and N leave part tiles, K part steps. Whole numbers: exact. */
+template <Bug BUG, int C> static void gemm(Outcome *o) {
+    enum { M = 2 * BM - 40, N = 72, K = 232 };
+    Device<elem> a(M * K), b(N * K), d(M * N);
+    for (int i = 0; i < M * K; i++) a[i] = to_elem((float)((i * 7 + i / K * 3) % 9 - 4));
+    for (int i = 0; i < N * K; i++) b[i] = to_elem((float)((i * 5 + i / K) % 5 - 2));
+    const TensorMap to = map_of(d.p, M, N, 64, BN, SWIZZLE_128), from_a = map_of(a.p, M, K, BM, BK, SWIZZLE_128), from_b = map_of(b.p, N, K, BN / C, BK, SWIZZLE_128);
+    faults.n = 0;
+    launch_hopper(test_name, gemm_kernel<BUG, C>, Cluster{C, false}, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int m = 0; m < M && !faults.n; m++)
+        for (int n = 0; n < N; n++) {
+            float sum = 0;
+            for (int k = 0; k < K; k++) sum += to_float(a[m * K + k]) * to_float(b[n * K + k]);
+            compare(o, to_float(d[m * N + n]), (double)to_float(to_elem(sum)), 0);
+        }
+}
+template <Bug BUG> static void gemm1(Outcome *o) { gemm<BUG, 1>(o); }
+template <Bug BUG> static void gemm2(Outcome *o) { gemm<BUG, 2>(o); }
+template <Bug BUG> static void cluster_sum(Outcome *o) {
+    enum { BLOCKS = 8, CLUSTER = 4, THREADS = 64 };
+    Device<float> x(BLOCKS * THREADS), out(BLOCKS * THREADS);
+    fill(x.p, BLOCKS * THREADS, 9);
+    faults.n = 0;
+    launch_hopper(test_name, cluster_sum_kernel<BUG>, Cluster{CLUSTER, false}, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int i = 0; i < BLOCKS * THREADS && !faults.n; i++) {
+        float sum = 0;
+        for (int r = 0; r < CLUSTER; r++) sum += 2 * x[(i / THREADS / CLUSTER * CLUSTER + r) * THREADS + i % THREADS];
+        compare(o, out[i], (double)sum, 0);
+    }
+}
+#endif
+} /* namespace hopper */
