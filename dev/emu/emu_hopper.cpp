@@ -135,9 +135,11 @@ static void arrive(const Arrival &a) {
     mbarrier_check_phase(a.block, a.barrier, m);
 }
 static void send(const char *what, Block *b, uint64_t *barrier, unsigned bytes, std::function<void()> write) {
+    static Arrival now; /* not on the stack, which a fault never unwinds */
+    now = {b, barrier, bytes, std::move(write)};
     mbarrier_at(what, b, barrier);
-    if (schedule.early) return arrive({b, barrier, bytes, std::move(write)});
-    arrivals.push_back({b, barrier, bytes, std::move(write)});
+    if (schedule.early) arrive(now);
+    else arrivals.push_back(now);
 }
 static void check_range(const char *what, const void *shared, size_t bytes, size_t alignment) {
     check_shared(what, shared, 1);
@@ -226,8 +228,8 @@ void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask
 static void store_issue(std::function<void()> copy) {
     Fiber *f = running();
     if (f->stores.empty()) f->stores.emplace_back();
-    if (schedule.early) copy(), copy = []() {};
     f->stores.back().push_back(std::move(copy));
+    if (schedule.early) f->stores.back().back()(), f->stores.back().back() = []() {};
 }
 void linear_store(void *global, const void *shared, unsigned bytes) {
     needs_hopper("bulk_store");
@@ -328,7 +330,9 @@ static void read_operand(Block *b, const char *which, uint64_t d, bool mn_major,
     for (int other = 0; other < across; other++)
         for (int major = 0; major < along; major += 8) {
             const char *chunk = async_read(b, x.place(mn_major, (uint32_t)major, (uint32_t)other), 16, which);
-            for (int i = 0; i < 8; i++) to[(major + i) * step + other * next] = from_bf16(chunk + 2 * i);
+            uint16_t bits[8];
+            memcpy(bits, chunk, sizeof bits);
+            for (int i = 0; i < 8; i++) to[(major + i) * step + other * next] = __uint_as_float((uint32_t)bits[i] << 16);
         }
 }
 static void multiply(Block *b, Product *p) {
@@ -358,9 +362,11 @@ static Warpgroup *warpgroup(const char *what) {
     if (in_block(f) / GROUP * GROUP + GROUP > n_threads) fault("%s: the block's last warps are no warpgroup of four", what);
     return &own()->warpgroups[in_block(f) / GROUP];
 }
-/* Register i of thread t of the warpgroup: row and column of the sums. */
-static float *sum_of(Sums *s, int t, int i) { return &s->sum[(size_t)((t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * s->stride + i / 4 * 8 + t % 4 * 2 + i % 2)]; }
-static bool is_poison(const float *x) { return !memcmp(x, &POISON, sizeof POISON); }
+/* Thread t of the warpgroup: each(register, its place among the sums). */
+template <class Each> static inline void for_registers(Sums *s, int t, Each each) {
+    float *upper = &s->sum[(size_t)((t / 32 * 16 + t % 32 / 4) * s->stride + t % 4 * 2)], *lower = upper + 8 * s->stride;
+    for (int j = 0; j < s->N / 2; j += 4) each(j, upper[2 * j]), each(j + 1, upper[2 * j + 1]), each(j + 2, lower[2 * j]), each(j + 3, lower[2 * j + 1]);
+}
 
 static std::shared_ptr<Sums> begin_chain(Fiber *f, Product *p, float *d, uint64_t number) {
     if (!f->fenced) fault("wgmma: the sums' registers need wgmma_fence before the first wgmma, and again after a wait");
@@ -371,7 +377,7 @@ static std::shared_ptr<Sums> begin_chain(Fiber *f, Product *p, float *d, uint64_
     }
     for (const Chain &c : f->chains)
         if (d < c.d + c.sums->N / 2 && c.d < d + p->N / 2) fault("wgmma: the sums overlap others under way");
-    for (int i = 0; i < p->N / 2; i++) *sum_of(p->sums.get(), in_block(f) % GROUP, i) = d[i], memcpy(&d[i], &POISON, sizeof POISON);
+    for_registers(p->sums.get(), in_block(f) % GROUP, [d](int i, float &sum) { sum = d[i], memcpy(&d[i], &POISON, sizeof POISON); });
     return p->sums;
 }
 void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uint64_t desc_b, bool b_mn, bool accumulate) {
@@ -409,12 +415,13 @@ void product_commit() { warpgroup("wgmma_commit"), running()->committed.push_bac
 /* What this thread's products before `end` have summed, into its registers. */
 static void collect(Fiber *f, uint64_t end) {
     for (size_t k = 0; k < f->chains.size();) {
-        Chain c = f->chains[k];
+        const Chain &c = f->chains[k];
         if (c.last >= end) { k++; continue; }
-        for (int i = 0; i < c.sums->N / 2; i++) {
-            if (!is_poison(&c.d[i])) fault("wgmma: register %d of the sums was written before wgmma_wait", i);
-            c.d[i] = *sum_of(c.sums.get(), in_block(f) % GROUP, i);
-        }
+        float *d = c.d;
+        for_registers(c.sums.get(), in_block(f) % GROUP, [d](int i, float &sum) {
+            if (memcmp(&d[i], &POISON, sizeof POISON)) fault("wgmma: register %d of the sums was written before wgmma_wait", i);
+            d[i] = sum;
+        });
         f->chains.erase(f->chains.begin() + (long)k);
     }
 }

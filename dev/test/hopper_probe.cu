@@ -55,7 +55,11 @@ __global__ void probe_kernel(float *out, const float *in, const __grid_constant_
 #define PROBE(N) (const void *)probe_wgmma_kernel<N / 2>
 extern const void *const probes[];
 const void *const probes[] = {PROBE(8), PROBE(16), PROBE(24), PROBE(32), PROBE(64), PROBE(96), PROBE(128), PROBE(160), PROBE(192), PROBE(256), (const void *)probe_kernel,
-                              (const void *)hopper::gemm_kernel<hopper::NONE, 1>, (const void *)hopper::gemm_kernel<hopper::NONE, 2>,
                               (const void *)hopper::cluster_sum_kernel<hopper::NONE>};
+void probe_launches(cudaStream_t stream, TensorMap map);
+void probe_launches(cudaStream_t stream, TensorMap map) {
+    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 1>), Cluster{1, false}, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
+    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 2>), Cluster{2, true}, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
+}
 
 } /* namespace */

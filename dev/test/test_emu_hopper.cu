@@ -6,6 +6,7 @@
 #include "dev/test/emu_kit.h"
 #include "llmc/base/rng.h"
 #include "llmc/cuda/hopper.cuh"
+#include <time.h>
 
 namespace LLMC_NS {
 
@@ -402,6 +403,33 @@ TEST(what_hardware_would_refuse) {
     EXPECT(faults.n == 1 && strstr(faults.text, "233472 bytes"), "%s", faults.text);
 }
 
+/* ---- speed: reported, not tested -------------------------------------------------------------------------------------------------------------- */
+
+__global__ void many_products_kernel(float *out, int n) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    for (unsigned i = threadIdx.x; i < 16384; i += 128) ((elem *)(void *)shared)[i] = to_elem(1);
+    fence_proxy_async();
+    __syncthreads();
+    const uint64_t a = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared), 64), b = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared), 128);
+    float d[64];
+    for (int i = 0; i < n; i++) {
+        wgmma_fence(d);
+        for (unsigned k = 0; k < 64; k += 16) wgmma_ss<K_MAJOR, K_MAJOR>(d, a + k / 8, b + k / 8, i + k > 0);
+        wgmma_commit();
+        wgmma_wait<0>(d);
+    }
+    out[threadIdx.x] = d[63];
+}
+TEST(speed) {
+    Device<float> out(128);
+    struct timespec begin, end;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
+    run_hopper(1, 1, 128, 32768, many_products_kernel, out.p, 250);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
+    printf("speed: a wgmma of 64 x 128 x 16 takes %.1f us of CPU\n", ((double)(end.tv_sec - begin.tv_sec) * 1e6 + (double)(end.tv_nsec - begin.tv_nsec) * 1e-3) / 1000);
+    EXPECT(!faults.n && out[127] == 250 * 64, "%s", faults.text);
+}
+
 static void run_all() {
     kit_start();
     RUN(wgmma_is_the_product);
@@ -413,6 +441,7 @@ static void run_all() {
     RUN(rings_of_barriers);
     RUN(a_cluster_sends);
     RUN(what_hardware_would_refuse);
+    RUN(speed);
     kit_end();
 }
 

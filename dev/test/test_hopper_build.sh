@@ -23,9 +23,8 @@ check without_a_warning quiet
 check sm_90a_compiles compile 1 90a
 check without_a_warning quiet
 check nothing_spills no_spills
-cuobjdump=$(dirname "$nvcc")/cuobjdump
-if [ -x "$cuobjdump" ]; then
-    "$cuobjdump" -sass "$dir/probe.o" | awk '/Function :/ {on = /gemm_kernel/} on' >"$dir/sass"
+if PATH=$PATH:$(dirname "$nvcc") command -v cuobjdump >/dev/null; then
+    PATH=$PATH:$(dirname "$nvcc") cuobjdump -sass "$dir/probe.o" | awk '/Function :/ {on = /gemm_kernel/} on' >"$dir/sass"
     for word in HGMMA.64x64x16 UTMALDG.2D.MULTICAST UTMASTG WARPGROUP.DEPBAR USETMAXREG SYNCS UCGABAR; do check "the_pipeline_has_$word" grep -q "$word" "$dir/sass"; done
 fi
 echo "$passed passed, $failed failed"
