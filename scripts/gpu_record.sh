@@ -115,6 +115,7 @@ if [ "$device" = cuda ]; then
     part ops-124M 90 bash -c "with_cudnn $build/bench_ops --device cuda --shape 124M --seconds 0.1 --plan-file $work/plans --json $work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
     part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
+    part step-124M-early 45 bash -c 'step 124M-early "--model 124M --seq-len 1024 --steps 20 --early-launch 1" ours 64:none 32:none' || true
     part step-1558M 90 bash -c 'step 1558M "--model 1558M --seq-len 1024 --steps 8" ours 16:none 16:gelu 8:gelu 4:block' || true
     part ops-1558M 90 bash -c "with_cudnn $build/bench_ops --device cuda --shape 1558M --seconds 0.1 --plan-file $work/plans --json $work/ops-1558M.json" || true
     part memcheck 60 bash -o pipefail -c 'memcheck "bf16 attention_forward" "bf16 attention_backward" "bf16 add_norm_backward" "bf16 head_loss" "bf16 adamw"' || true

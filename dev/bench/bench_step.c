@@ -1,6 +1,6 @@
 /* Whole training steps of a model, on any backend: tokens/s, MFU, and where the time goes, op by op; the lines add up to the step.
  *   bench_step [--device cpu|cuda|emu] [--dtype bf16|fp32] [--model gpt2] [--layers L --channels C --heads H --vocab-size V] [--batch 4] [--seq-len 64]
- *              [--steps 5] [--attention ours|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--wait]
+ *              [--steps 5] [--attention ours|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--wait]
  * --wait: one step per line read from stdin, each answered by "ms WALL CPU", for dev/bench/compare_step.sh. Random weights and tokens. */
 #include "../../llmc/base/rng.h"
 #include "../../llmc/base/timer.h"
@@ -72,7 +72,7 @@ static Options parse(int argc, char **argv) {
     const struct option table[] = {{"model", 1, NULL, 'm'}, {"layers", 1, NULL, 'l'}, {"channels", 1, NULL, 'c'}, {"heads", 1, NULL, 'h'},
                                    {"vocab-size", 1, NULL, 'v'}, {"batch", 1, NULL, 'b'}, {"seq-len", 1, NULL, 't'},
                                    {"steps", 1, NULL, 's'}, {"wait", 0, NULL, 'w'},
-                                   {"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 'y'}, {"attention", 1, NULL, 'a'}, {"fused-gelu", 1, NULL, 'g'}, {"graphs", 1, NULL, 'r'},
+                                   {"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 'y'}, {"attention", 1, NULL, 'a'}, {"fused-gelu", 1, NULL, 'g'}, {"graphs", 1, NULL, 'r'}, {"early-launch", 1, NULL, 'e'},
                                    {"recompute", 1, NULL, 'k'}, {"plan-file", 1, NULL, 'f'}, {"json", 1, NULL, 'j'}, {NULL, 0, NULL, 0}};
     for (int k; (k = getopt_long(argc, argv, "", table, NULL)) != -1;) {
         size_t n = optarg ? strtoul(optarg, NULL, 10) : 0;
@@ -82,6 +82,7 @@ static Options parse(int argc, char **argv) {
         case 'a': o.cuda.attention = optarg; break;
         case 'g': o.cuda.fuse_gelu = n; break;
         case 'r': o.cuda.graphs = n; break;
+        case 'e': o.cuda.early_launch = n; break;
         case 'k': o.keep = keep_by_name(optarg, &e); break;
         case 'f': o.cuda.plan_file = optarg; break;
         case 'j': o.json = optarg; break;

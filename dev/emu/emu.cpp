@@ -170,6 +170,11 @@ bool canary_alive(const char *end) {
 }
 
 /* ---- barriers and meetings ----------------------------------------------------------------------------------------------- */
+bool must_begin;
+static void expect_begun() {
+    if (must_begin && !on_hopper && !running()->begun) fault("the kernel does not start with begin_kernel()");
+}
+
 void wait_as(State state) {
     Fiber *f = running();
     f->state = state;
@@ -183,6 +188,7 @@ void wake(Fiber *f, State from) {
 }
 
 void sync_threads(const char *file, int line) {
+    expect_begun();
     Block *b = running_block();
     if (b->n_at_barrier == 0) b->barrier_file = file, b->barrier_line = line;
     else if (line != b->barrier_line || (file != b->barrier_file && strcmp(file, b->barrier_file)))
@@ -198,6 +204,7 @@ void full_mask(unsigned mask) {
 }
 
 const LaneValue *meet(const char *what, const void *mine, size_t bytes, void (*compute)(LaneValue *)) {
+    expect_begun();
     Fiber *f = running();
     Warp *w = &warps[(size_t)f->warp];
     if (w->lanes != 32) fault("%s in a warp of %d threads", what, w->lanes);
@@ -269,12 +276,19 @@ void check_aligned(const char *what, const void *p, size_t bytes) {
     if ((uintptr_t)p % bytes) fault("%s: address %p is not aligned to %zu bytes", what, p, bytes);
 }
 
+void kernel_begun() {
+    Fiber *f = running();
+    if (f->begun) fault("begin_kernel() a second time");
+    f->begun = true;
+}
+
 /* ---- a block -------------------------------------------------------------------------------------------------------------- */
 UNWATCHED static void fiber_main() {
 #if EMU_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
     (*body)();
+    expect_begun();
     leave();
     to_scheduler(true);
     abort();
@@ -325,7 +339,7 @@ static void prepare_block(int b, uint3 index) {
         f->thread_index = {k % block_size.x, k / block_size.x % block_size.y, k / (block_size.x * block_size.y)};
         f->block_index = index;
         f->block = b, f->warp = b * n_warps + i / 32, f->lane = i % 32;
-        f->state = NEW;
+        f->state = NEW, f->begun = false;
         f->groups.clear();
     }
     if (!shared_size) return;

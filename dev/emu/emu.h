@@ -207,6 +207,10 @@ void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_
     enqueue_launch(name, grid, block, shared_bytes, cluster, stream, [=]() { kernel(args...); });
 }
 
+/* Of kernel.cuh: a kernel of the backend says so first of all. must_begin: threads of launches that are not for Hopper fault if they end without. */
+extern bool must_begin;
+void kernel_begun();
+
 /* For emu_ptx.h */
 [[noreturn]] void fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void cp_async(void *shared, const void *global, int bytes);

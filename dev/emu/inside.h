@@ -87,7 +87,7 @@ struct Fiber : Thread {
     uint64_t issued, waited, target; /* products: issued, waited for, and up to where it waits now */
     std::vector<uint64_t> committed; /* ends of open groups */
     std::vector<Chain> chains;
-    bool fenced, cluster_arrived;
+    bool begun, fenced, cluster_arrived;
     unsigned cluster_phase;
     size_t register_calls;
 };

@@ -145,6 +145,7 @@ __device__ __forceinline__ void store_rows(elem *to, size_t to_row, const float 
  * Order: keys ascending; a row's sum of weights in 8 partial sums over key % 8. Error: that of float32 sums over D and over t + 1 terms. */
 template <int W> __global__ void __launch_bounds__(THREADS, Tile<W>::BLOCKS)
 attention_plain_forward_kernel(elem *out, float *lse, const elem *qkv, AttentionShape s, float scale) {
+    begin_kernel();
     enum { KEYS = Tile<W>::KEYS, COLUMNS = Tile<W>::COLUMNS };
     DYNAMIC_SHARED(float, q);
     float *kv = q + ROWS * Tile<W>::ROW, *weights = kv + KEYS * Tile<W>::ROW;
@@ -194,6 +195,7 @@ attention_plain_forward_kernel(elem *out, float *lse, const elem *qkv, Attention
 template <int W> __global__ void __launch_bounds__(THREADS, Tile<W>::BLOCKS)
 attention_plain_dq_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, AttentionShape s,
                           float scale) {
+    begin_kernel();
     enum { KEYS = Tile<W>::KEYS, COLUMNS = Tile<W>::COLUMNS };
     DYNAMIC_SHARED(float, q);
     float *dy = q + ROWS * Tile<W>::ROW, *kv = dy + ROWS * Tile<W>::ROW, *weights = kv + KEYS * Tile<W>::ROW;
@@ -239,6 +241,7 @@ attention_plain_dq_kernel(elem *dqkv, float *delta, const elem *dout, const elem
  * shared memory instead of two, which leaves room for the block beside it. Order: queries ascending. Error: float32 sums over D and T - s terms. */
 template <int W> __global__ void __launch_bounds__(THREADS, Tile<W>::BLOCKS)
 attention_plain_dkv_kernel(elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, AttentionShape s, float scale) {
+    begin_kernel();
     enum { KEYS = Tile<W>::KEYS, COLUMNS = Tile<W>::COLUMNS };
     DYNAMIC_SHARED(float, k);
     float *v = k + ROWS * Tile<W>::ROW, *tile = v + ROWS * Tile<W>::ROW, *weights = tile + KEYS * Tile<W>::ROW;

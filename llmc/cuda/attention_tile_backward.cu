@@ -74,6 +74,7 @@ template <int D, int ROWS> struct DeltaRows {
 template <int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2)
     attention_tile_dq_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, TileGrid x) {
+    begin_kernel();
     typedef QueryTile<D> Tile;
     enum { M = Tile::M, N = SUB / 8 };
     DYNAMIC_SHARED(unsigned char, shared);
@@ -177,6 +178,7 @@ template <int D> struct KeyTile {
 template <int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2)
     attention_tile_dkv_kernel(elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, TileGrid x) {
+    begin_kernel();
     typedef KeyTile<D> Tile;
     enum { M = Tile::M, N = SUB / 8 };
     DYNAMIC_SHARED(unsigned char, shared);

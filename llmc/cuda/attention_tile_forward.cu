@@ -70,6 +70,7 @@ template <int M> struct OnlineSoftmax {
 template <int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2)
     attention_tile_forward_kernel(elem *out, float *lse, const elem *qkv, TileGrid x) {
+    begin_kernel();
     typedef ForwardTile<D> Tile;
     enum { M = Tile::M, N = Tile::KEYS / 8 };
     DYNAMIC_SHARED(unsigned char, shared);

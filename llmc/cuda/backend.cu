@@ -8,6 +8,7 @@ namespace LLMC_NS {
 
 /* ---- errors of the machine ------------------------------------------------------------------------------------------- */
 
+bool early_launch;
 static const CudaBackend *failing; /* whose memory table a fatal error prints */
 
 void cuda_check(cudaError_t status, const char *doing) {
@@ -483,6 +484,10 @@ Backend *backend_create(const CudaOptions *options, Error *e) {
     cuda->recording = -1;
     fill_in(cuda);
     bool ok = open_device(cuda, e);
+    early_launch = options->early_launch && cuda->capability >= 90;
+#ifdef LLMC_EMU
+    emu::must_begin = true;
+#endif
     if (ok) {
         cuda->base.peak_flops = peak_flops_of(cuda->device_name);
         failing = cuda;

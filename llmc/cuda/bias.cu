@@ -15,6 +15,7 @@ enum { THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, WAVE = 132 * 4 /* block
  * Order: a warp's rows ascending, then warps ascending. Error: rows / 8 + 8 roundings of float. */
 template <int W> __global__ void __launch_bounds__(THREADS, 4)
 bias_partial_kernel(float *partial, const elem *__restrict__ dout, size_t N, size_t OC, size_t rows) {
+    begin_kernel();
     DYNAMIC_SHARED(float, sums); /* (WARPS, W, WARP): a lane's columns a warp's width apart, free of bank conflicts */
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const size_t column = ((size_t)blockIdx.x * WARP + lane) * W, first = blockIdx.y * rows, end = first + rows < N ? first + rows : N;
@@ -71,6 +72,7 @@ enum { SLICES = 32 };
  * Bytes: n x columns floats read once, the floor. Order: a warp's rows ascending, then a tree over the warps. Error: n / 32 + 6 roundings. */
 __global__ void __launch_bounds__(SLICES * WARP)
 add_partials_kernel(float *first, size_t n_first, float *second, const float *__restrict__ partial, size_t n, size_t columns) {
+    begin_kernel();
     DYNAMIC_SHARED(float, sums); /* (SLICES, WARP + 1): the padding keeps a column's reads in different banks */
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const size_t c = (size_t)blockIdx.x * WARP + lane, mine = (size_t)blockIdx.x * WARP + warp;

@@ -30,6 +30,7 @@ __device__ __forceinline__ float dot(const float *q, const elem *k, int D) {
  * Order: keys ascending within a warp, warps ascending. Error: that of float32 sums over D and over the keys. */
 __global__ void __launch_bounds__(THREADS, 2)
 attention_decode_kernel(elem *out, elem *cache, const elem *qkv, size_t T, int H, int D, size_t n, size_t position, float scale) {
+    begin_kernel();
     DYNAMIC_SHARED(float, q);                       /* (D) the query, scaled */
     float *part = q + LARGEST_D;                    /* (WARPS, D) each warp's weighted values */
     float *weights = part + WARPS * LARGEST_D;      /* (WARPS, 32) */

@@ -16,6 +16,7 @@ static unsigned row_threads(size_t pieces) { return (unsigned)min(round_up(piece
  * Bytes: N C elements written and of each table's rows read, the floor (wpe comes from the L2). One rounding. */
 template <int W> __global__ void __launch_bounds__(MOST_THREADS)
 embed_forward_kernel(elem *out, const int32_t *tokens, const elem *wte, const elem *wpe, int T, int C, int V) {
+    begin_kernel();
     const size_t row = blockIdx.x;
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W, token = tokens[row];
     if (c >= C) return;
@@ -54,6 +55,7 @@ void cuda_embed_forward(Backend *b, const EmbedForward *a) {
  * them (the others are zeros from before). counts (chunks, V) +=, rank (N) =, tokens (N) in.
  * A block: a chunk; a thread: a row, compared with all of the chunk, four at a time from shared memory (one address a warp: no conflicts). */
 __global__ void __launch_bounds__(CHUNK) embed_rank_kernel(int32_t *counts, int32_t *rank, const int32_t *tokens, int N, int V) {
+    begin_kernel();
     DYNAMIC_SHARED(int4, chunk);
     const int mine = threadIdx.x, row = blockIdx.x * CHUNK + mine, token = row < N ? tokens[row] : -1;
     ((int32_t *)chunk)[mine] = token;
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(CHUNK) embed_rank_kernel(int32_t *counts, int3
 /* counts[chunk, token] becomes the number of the token's rows in chunks before; total[token] = of all. A thread: a token, chunks ascending.
  * counts (chunks, V) +=, total (V) =. */
 __global__ void __launch_bounds__(MOST_THREADS) embed_chunks_kernel(int32_t *counts, int32_t *total, int chunks, int V) {
+    begin_kernel();
     const int token = blockIdx.x * MOST_THREADS + threadIdx.x;
     if (token >= V) return;
     int sum = 0;
@@ -86,6 +89,7 @@ __global__ void __launch_bounds__(MOST_THREADS) embed_chunks_kernel(int32_t *cou
 
 /* total[token] becomes the number of rows of all tokens before it; total[V] = of all. total (V + 1) +=.  One block; a thread: a stretch of tokens. */
 __global__ void __launch_bounds__(CHUNK) embed_offsets_kernel(int32_t *total, int V) {
+    begin_kernel();
     DYNAMIC_SHARED(int32_t, warps);
     const int each = ceil_div(V, (int)CHUNK), first = min((int)threadIdx.x * each, V), end = min(first + each, V), warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int mine = 0;
@@ -109,6 +113,7 @@ __global__ void __launch_bounds__(CHUNK) embed_offsets_kernel(int32_t *total, in
 
 /* order[place of n] = n.  order (N) =, rank, tokens (N), counts (chunks, V), offsets (V) in.  A thread: a row. */
 __global__ void __launch_bounds__(CHUNK) embed_place_kernel(int32_t *order, const int32_t *rank, const int32_t *counts, const int32_t *offsets, const int32_t *tokens, int N, int V) {
+    begin_kernel();
     const int row = blockIdx.x * CHUNK + threadIdx.x, token = row < N ? tokens[row] : -1;
     if (token >= 0 && token < V) order[offsets[token] + counts[(size_t)blockIdx.x * V + token] + rank[row]] = row;
 }
@@ -130,6 +135,7 @@ template <int W> __device__ __forceinline__ void add_floats(float *to, const flo
  * Order: rows ascending within a run's part; the parts ascending. Error: roundings of float, one a row. */
 template <int W> __global__ void __launch_bounds__(MOST_THREADS)
 embed_sum_kernel(float *dwte, float *edges, const elem *dout, const int32_t *order, const int32_t *tokens, const int32_t *offsets, int C, int V) {
+    begin_kernel();
     enum { FLIGHT = 4 };
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W, rows = offsets[V], begin = blockIdx.x * SLICE, end = min(begin + (int)SLICE, rows);
     if (c >= C || begin >= rows) return;
@@ -166,6 +172,7 @@ embed_sum_kernel(float *dwte, float *edges, const elem *dout, const int32_t *ord
  * dwte (V, C) +=, edges (slices, 2, C) in.  A block: a slice, or a part of its columns; a thread: W columns. Bytes: the edges once. */
 template <int W> __global__ void __launch_bounds__(MOST_THREADS)
 embed_edges_kernel(float *dwte, const float *edges, const int32_t *order, const int32_t *tokens, const int32_t *offsets, int C, int V) {
+    begin_kernel();
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W, rows = offsets[V], begin = blockIdx.x * SLICE, end = begin + SLICE;
     if (c >= C || end >= rows) return;
     const int token = tokens[order[end - 1]], last = offsets[token + 1]; /* the run's end */
@@ -183,6 +190,7 @@ embed_edges_kernel(float *dwte, const float *edges, const int32_t *order, const 
 /* dwpe[t] += sum over b of dout[b, t], b ascending.  dwpe (T, C) +=, dout (B, T, C) in.  A block: a position, or a part of its columns; a thread: W
  * columns. Bytes: dout once more (partly from the L2), dwpe read and written. */
 template <int W> __global__ void __launch_bounds__(MOST_THREADS) embed_positions_kernel(float *dwpe, const elem *dout, int B, int T, int C) {
+    begin_kernel();
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * W;
     if (c >= C) return;
     float sum[W] = {};

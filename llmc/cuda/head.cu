@@ -127,6 +127,7 @@ enum { MOST_VECTORS = 512 * 25 }; /* that registers hold: of a longer row the re
 template <int THREADS, int VECTORS, bool BACKWARD>
 __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 head_loss_kernel(float *losses, elem *logits, const int32_t *targets, size_t stride, int V, float scale) {
+    begin_kernel();
     enum { GROUP = 4 }; /* vectors at a time of what does not stay in registers */
     const bool REST = THREADS * VECTORS == MOST_VECTORS;
     DYNAMIC_SHARED(Softmax, slots);

@@ -135,6 +135,19 @@ template <class T> __device__ __forceinline__ T block_sum(T x, T *slots) {
     return total;
 }
 
+/* ---- the kernels before and behind ----------------------------------------------------------------------------------- */
+
+/* First of all in a kernel that LAUNCH launches: from here on the stream's kernels before it have ended and what they wrote is there; and the kernel behind
+ * may be launched, whose blocks come as this one's make room, and wait here (--early-launch; without it both are true already). */
+__device__ __forceinline__ void begin_kernel() {
+#ifdef LLMC_EMU
+    emu::kernel_begun();
+#elif __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 /* ---- shared memory and launches ------------------------------------------------------------------------------------ */
 
 /* The block's dynamic shared memory, aligned to 1024 bytes on both sides, as `T *name`. */
@@ -149,8 +162,10 @@ template <class T> __device__ __forceinline__ T block_sum(T x, T *slots) {
 /* Fails the process with EXIT_DEVICE, naming what was being done: a CUDA error that is neither the user's nor an out-of-memory at start. */
 void cuda_check(cudaError_t status, const char *doing);
 /* Called by LAUNCH before and after: raises the kernel's limit of dynamic shared memory once; reports errors with the kernel's name and
- * sizes; with LLMC_SYNC=1 in the environment waits and names each launch on stderr. */
+ * sizes; with LLMC_SYNC=1 in the environment waits and names each launch on stderr. early_launch: kernels may be launched before those in front have
+ * ended (sm_90 and later; programmatic dependent launch). */
 void launch_prepare(const void *kernel, const char *name, size_t shared_bytes);
+extern bool early_launch;
 void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, cudaError_t status);
 
 template <class... P, class... A>
@@ -161,6 +176,10 @@ void launch_named(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early, config.numAttrs = early_launch;
     launch_done(name, grid, block, shared_bytes, stream, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 #endif
 }

@@ -8,6 +8,7 @@ enum { THREADS = 256 };
 
 /* db[c] += x[c].  db (n) +=, x (n) in.  A thread: one element. Bytes: 12 n, the floor. */
 __global__ void __launch_bounds__(THREADS) add_kernel(float *db, const float *x, size_t n) {
+    begin_kernel();
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n) db[i] += x[i];
 }

@@ -16,6 +16,7 @@ __device__ __forceinline__ uint32_t mix(uint32_t x) {
 
 /* x[i] = uniform in [-size, size].  x (n) =.  A thread: one element, as often as the grid comes round. Bytes: n elements, the floor. */
 __global__ void __launch_bounds__(THREADS) random_kernel(elem *x, size_t n, float size, uint32_t seed) {
+    begin_kernel();
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (size_t)gridDim.x * THREADS)
         x[i] = to_elem(size * ((float)mix(mix((uint32_t)i ^ seed) + (uint32_t)(i >> 32)) * 0x1p-31f - 1.0f));
 }
@@ -45,6 +46,7 @@ __device__ __forceinline__ float in_bounds(float found, float exact, float bound
  * Bounds: 2^-18 of the sum of absolute values for other orders of summation (16 times a random walk at K = 65,536), 2^-7 of the result where
  * it is rounded to bf16, and for the library's GELU 2^-8 of its argument or factor (its tanh has 2^-11). */
 __global__ void __launch_bounds__(THREADS) check_kernel(ProductSample *samples, Product p, Operands o) {
+    begin_kernel();
     const unsigned s = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const size_t m = s == 0 ? 0 : s == 1 ? p.M - 1 : mix(2 * s) % p.M, n = s == 0 ? 0 : s == 1 ? p.N - 1 : mix(2 * s + 1) % p.N;
     float sum = 0, size = 0, row = 0, row_size = 0;

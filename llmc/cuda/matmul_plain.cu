@@ -23,6 +23,7 @@ __device__ __forceinline__ void load_tile(float (*to)[PITCH], const elem *x, siz
  * multiply-adds. Error: that of K such steps, and one rounding of c. */
 template <class Out, bool ADD>
 __global__ void __launch_bounds__(THREADS) matmul_plain_kernel(Out *c, const elem *a, const elem *b, const elem *bias, PlainShape p) {
+    begin_kernel();
     DYNAMIC_SHARED(float, shared);
     float (*a_tile)[PITCH] = (float (*)[PITCH])shared, (*b_tile)[PITCH] = a_tile + DEPTH;
     const size_t across = ceil_div(p.N, (size_t)TILE), m0 = blockIdx.x / across * TILE, n0 = blockIdx.x % across * TILE;

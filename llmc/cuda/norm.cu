@@ -49,6 +49,7 @@ template <bool BLOCK> __device__ __forceinline__ void row_sums(float &a, float &
  * registers, so that a large mean does not cancel. Error: one rounding of residual and out beside log2(C) + W PIECES roundings of float. */
 template <int W, int PIECES, bool BLOCK, int MAX_THREADS> __global__ void __launch_bounds__(MAX_THREADS)
 add_norm_forward_kernel(elem *out, elem *residual, float *mean, float *rstd, const elem *x, const elem *y, const elem *gamma, const elem *beta, size_t N, int C, float per_column) {
+    begin_kernel();
     enum { UNROLLED = PIECES };
     DYNAMIC_SHARED(float, slots);
     const size_t row = BLOCK ? blockIdx.x : (size_t)blockIdx.x * (MAX_THREADS / WARP) + threadIdx.x / WARP;
@@ -143,6 +144,7 @@ enum Home { OF_WARP, OF_BLOCK, OF_BLOCK_SHARED };
 template <int W, int PIECES, Home HOME, int MAX_THREADS, int MIN_BLOCKS> __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 add_norm_backward_kernel(elem *dresidual, float *partial, const elem *dout, const elem *dthrough, const elem *residual, const float *mean, const float *rstd,
                          const elem *gamma, float *outside, size_t N, int C, float per_column) {
+    begin_kernel();
     constexpr bool BLOCK = HOME != OF_WARP, SHARED = HOME == OF_BLOCK_SHARED;
     constexpr bool AGAIN = SHARED && (W == 1 || sizeof(elem) == 4); /* large rows that registers do not hold, ragged or in fp32, are read twice */
     enum { UNROLLED = AGAIN ? 4 : PIECES }; /* what is read twice need not be in registers, and what is need be at known places */

@@ -22,6 +22,7 @@ __device__ __forceinline__ float4 load_4(const float *x, size_t i, size_t n, boo
  * A thread: every SUM_THREADS-th vector of four, ascending; then lanes and warps: the order depends on n alone, not on whether x is aligned to
  * 16 bytes. Bytes: 4 n, the floor. Error: each square is exact in double, sums are off by 2^-53 relative per addition. */
 template <bool SQUARES> __global__ void __launch_bounds__(SUM_THREADS) sum_chunk_kernel(double *partial, const float *x, size_t n, bool aligned) {
+    begin_kernel();
     DYNAMIC_SHARED(double, slots);
     const size_t first = (size_t)blockIdx.x * SUM_CHUNK + 4 * threadIdx.x;
     double sum = 0;
@@ -41,6 +42,7 @@ template <bool SQUARES> __global__ void __launch_bounds__(SUM_THREADS) sum_chunk
 
 /* *to += sum of partial.  One block; a thread: every SUM_THREADS-th, ascending; then lanes and warps. Bytes: 8 n, of n a 32768th of the elements. */
 __global__ void __launch_bounds__(SUM_THREADS) sum_partials_kernel(double *to, const double *partial, size_t n) {
+    begin_kernel();
     DYNAMIC_SHARED(double, slots);
     double sum = 0;
     for (size_t i = threadIdx.x; i < n; i += SUM_THREADS) sum += partial[i];
@@ -78,6 +80,7 @@ void cuda_sum_squares(Backend *b, const SumSquares *a) {
 
 /* As ops.h says at StepDecide; one thread. */
 __global__ void step_decide_kernel(StepState *s) {
+    begin_kernel();
     if (threadIdx.x != 0) return;
     const float loss = (float)(s->loss_sum / s->loss_rows), norm = (float)sqrt(s->sum_squares);
     int skip = SKIP_NONE;
@@ -162,6 +165,7 @@ static bool aligned_16(const void *p) { return (uintptr_t)p % 16 == 0; }
 enum { CAST_THREADS = 256 };
 __global__ void __launch_bounds__(CAST_THREADS)
 cast_params_kernel(elem *out, const float *in, size_t n, size_t index, bool stochastic, uint64_t seed, uint32_t updates, bool aligned) {
+    begin_kernel();
     const size_t i = 4 * ((size_t)blockIdx.x * CAST_THREADS + threadIdx.x);
     if (i >= n) return;
     const bool whole = aligned && i + 4 <= n;
@@ -199,6 +203,7 @@ struct Update {
 };
 
 __global__ void adamw_prepare_kernel(Update *to, const StepState *s) {
+    begin_kernel();
     if (threadIdx.x != 0) return;
     Update u;
     u.beta1 = s->beta1, u.beta2 = s->beta2, u.lr = s->lr, u.eps = s->eps, u.weight_decay = s->weight_decay, u.scale = s->grad_scale;
@@ -225,6 +230,7 @@ static_assert(sizeof(Segments) + 8 * sizeof(void *) <= 4096, "arguments of a lau
  * Vectors and single elements go through the same arithmetic: where a segment begins changes no bit. Error: some roundings of float. */
 __global__ void __launch_bounds__(ADAMW_THREADS, sizeof(elem) == 2 ? 5 : 4)
 adamw_kernel(elem *params, float *master, float *m, float *v, const float *grads, const Update *update, Segments segments, size_t index, bool aligned) {
+    begin_kernel();
     const Update u = *update;
     if (u.skip) return;
     uint32_t s = 0, beyond = segments.count; /* the last segment with blocks_before <= this block */

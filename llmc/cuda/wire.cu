@@ -17,6 +17,7 @@ static __device__ __forceinline__ float wire_widen(uint16_t bits) { return __uin
 /* to[r, i] = from[r stride + i] rounded to bf16, for rows r other than own; to (rows, n) bf16 =, from float32 in.
  * Bytes: 6 an element, the floor. Both sides aligned to 16 bytes where n and stride are multiples of 8 (VECTOR), else by elements. */
 template <bool VECTOR> __global__ void __launch_bounds__(THREADS) wire_round_kernel(uint16_t *to, const float *from, size_t stride, size_t n, unsigned own) {
+    begin_kernel();
     const unsigned row = blockIdx.y;
     if (row == own) return;
     const size_t first = (size_t)blockIdx.x * THREADS + threadIdx.x, step = (size_t)gridDim.x * THREADS;
@@ -37,6 +38,7 @@ template <bool VECTOR> __global__ void __launch_bounds__(THREADS) wire_round_ker
  * with the bits of the sockets' communicator. data (n) float32 in and =, others (parts, n) bf16 in, whose row own is not read.
  * Bytes: 8 + 2 (parts - 1) an element, the floor. */
 template <bool VECTOR> __global__ void __launch_bounds__(THREADS) wire_sum_kernel(float *data, const uint16_t *others, unsigned parts, unsigned own, size_t n) {
+    begin_kernel();
     enum { N = VECTOR ? W : 1 };
     const size_t first = ((size_t)blockIdx.x * THREADS + threadIdx.x) * N, step = (size_t)gridDim.x * THREADS * N;
     for (size_t i = first; i < n; i += step) {

@@ -20,7 +20,7 @@ static Backend *create(Create how, const Config *o, const char *plan_file, int l
     /* A fused GELU is of the unrounded sum; --recompute gelu takes it of what was kept, and would give other bits. */
     bool fuse = is(o->fused_gelu, "auto") ? !is(o->recompute, "gelu") : is(o->fused_gelu, "on");
     CudaOptions options = {.dtype = is(o->dtype, "auto") ? "bf16" : o->dtype, .attention = o->attention, .plan_file = plan_file, .fuse_gelu = fuse,
-                           .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1};
+                           .graphs = is(o->graphs, "on"), .early_launch = is(o->early_launch, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1};
     return how(&options, e);
 }
 
