@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # One command on a machine with an NVIDIA GPU, under nine minutes: builds, tests, checks memory, measures ceilings, ops and whole steps, and writes
 # a record: dev/bench/records/GPU-DATE/record.json and README.md. A figure without its record does not exist.
-#   scripts/gpu_record.sh [--out FOLDER] [--seconds N]     FOLDER: instead of dev/bench/records/GPU-DATE; N: the time for all of it, default 530
+#   scripts/gpu_record.sh [--out FOLDER] [--seconds N] [--peer NAME COMMAND]...
+# FOLDER: instead of dev/bench/records/GPU-DATE; N: the time for all of it, default 530; a peer is measured in the same run: what its command prints as
+# "step: ..." stands beside our steps, as dev/bench/peer_pytorch.py --device cuda prints it.
 # LLMC_COMMIT: what to call the sources where this is no git checkout.
 # LLMC_RECORD_DEVICE=emu: the same on the emulator with tiny shapes, to test this script; its figures mean nothing.
 # Exit: 0 all parts done, 1 a part failed (the record says which), 2 usage, 3 no GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530
+device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530 peers=()
 while [ $# -gt 0 ]; do
     case $1 in
         --out) out=${2:?--out needs a folder}; shift 2 ;;
         --seconds) budget=${2:?--seconds needs a number}; shift 2 ;;
-        -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;;
+        --peer)
+            if [ $# -lt 3 ] || ! [[ $2 =~ ^[A-Za-z0-9.-]+$ ]]; then echo "gpu_record: --peer needs a name (letters, digits, dots, dashes) and a command" >&2; exit 2; fi
+            peers+=("$2" "$3"); shift 3 ;;
+        -h | --help) sed -n '2,10s/^# //p' "$0"; exit 0 ;;
         *) echo "gpu_record: unknown option '$1'" >&2; exit 2 ;;
     esac
 done
@@ -98,6 +103,7 @@ memcheck() {
     sanitizer=$(bash dev/test/sanitize.sh --find) || { echo "no compute-sanitizer here"; return 1; }
     for filter in "$@"; do gpu_tests "$sanitizer" --tool memcheck --error-exitcode 1 "$build/test_device_ops" "$filter" || return 1; done
 }
+peers() { for ((p = 0; p < ${#peers[@]}; p += 2)); do part "peer-${peers[p]}" 120 bash -c "${peers[p + 1]}" || true; done; }
 export -f with_cudnn step gpu_tests memcheck
 export build device work
 
@@ -116,6 +122,7 @@ if [ "$device" = cuda ]; then
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
     part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
     part step-124M-early 45 bash -c 'step 124M-early "--model 124M --seq-len 1024 --steps 20 --early-launch 1" ours 64:none 32:none' || true
+    peers
     part step-1558M 90 bash -c 'step 1558M "--model 1558M --seq-len 1024 --steps 8" ours 16:none 16:gelu 8:gelu 4:block' || true
     part ops-1558M 90 bash -c "with_cudnn $build/bench_ops --device cuda --shape 1558M --seconds 0.1 --plan-file $work/plans --json $work/ops-1558M.json" || true
     part memcheck 60 bash -o pipefail -c 'memcheck "bf16 attention_forward" "bf16 attention_backward" "bf16 add_norm_backward" "bf16 head_loss" "bf16 adamw"' || true
@@ -127,6 +134,7 @@ else
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" emu || true
     part ops-tiny 60 "$build/bench_ops" --device "$device" --shape tiny --seconds 0.01 --json "$work/ops-tiny.json" || true
     part step-tiny 60 bash -c 'step tiny "--layers 2 --channels 64 --heads 2 --vocab-size 130 --seq-len 24 --steps 3" ours 2:none' || true
+    peers
 fi
 
 # ---- the record

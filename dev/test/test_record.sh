@@ -14,16 +14,18 @@ done_with() { echo "$passed passed, $failed failed, $skipped skipped"; [ "$faile
 bash scripts/record_table.sh >"$dir/table"
 check the_readme_has_the_newest_records_table diff "$dir/table" <(sed -n '/^<!-- gpu record -->$/,/^<!-- end of gpu record -->$/p' README.md | sed '1d;$d')
 scripts/gpu_record.sh --nonsense >/dev/null 2>&1; check unknown_option_is_refused test $? -eq 2
+scripts/gpu_record.sh --peer nameless >/dev/null 2>&1; check a_peer_without_a_command_is_refused test $? -eq 2
 if [ -z "$(nvidia-smi -L 2>/dev/null)" ]; then scripts/gpu_record.sh --out "$dir/none" >"$dir/out" 2>&1; check without_a_gpu_it_says_so test $? -eq 3 -a -n "$(grep 'no GPU here' "$dir/out")"; fi
 
 if ! echo 'int main() {}' | c++ -x c++ - -o "$dir/probe" 2>/dev/null; then skipped=$((skipped + 1)); echo "skipped record: no C++ compiler for the emulator"; done_with; fi
-LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" >"$dir/out" 2>&1
+LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --peer another 'echo "step: median 7.0 ms"' >"$dir/out" 2>&1
 status=$?
 [ "$status" -eq 0 ] || cat "$dir/out"
 check the_record_is_made test "$status" -eq 0
 has() { grep -qE -- "$2" "$dir/record/$1"; }
 check a_part_that_tests has record.json '"part": "test-ops", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
 check a_part_with_several_ranks has record.json '"part": "ranks", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
+check a_peer_of_the_same_run has record.json '"part": "peer-another", "status": 0, .*"note": "step: median 7.0 ms"'
 check ceilings_and_ops has record.json '"copy_bytes_per_s": [0-9.e+]+, .*"product_flops_per_s"'
 check an_op_beside_its_floor has record.json '"op": "attention_backward", .*"median_s": [0-9.e+-]+, .*"floor_s": [0-9.e+-]+'
 check a_step_with_its_figures has record.json '"tokens_per_s": [0-9.]+, .*"mfu": null'
