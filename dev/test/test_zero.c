@@ -338,6 +338,57 @@ TEST(P11_a_checkpoint_of_any_ranks_loads_on_any) {
         }
 }
 
+typedef struct { const char *path, *file; int *bad; char (*text)[300]; } Damage;
+
+/* bad: each rank's, whether it refuses the checkpoint. */
+static int load_damaged(Comm *comm, void *context) {
+    const Damage *d = context;
+    Error e = {0};
+    Backend *base = base_backend("cpu"), *be = zero_backend_create(base, comm, WIRE_FLOAT32);
+    GPT2Config config = shape;
+    GPT2 model;
+    TrainState state;
+    RunIdentity id = identity(comm);
+    CHECK(gpt2_create_ranks(&model, be, &config, true, (Ranks){(size_t)comm->rank, (size_t)comm->size, true}, &e) && zero_attach(be, &model, &e), "%s", e.text);
+    d->bad[comm->rank] = !checkpoint_load(d->path, &model, &state, &id, NULL, &e);
+    snprintf(d->text[comm->rank], sizeof d->text[0], "%.290s", e.text);
+    gpt2_destroy(&model);
+    be->destroy(be), base->destroy(base);
+    return 0;
+}
+
+/* The ranks share the work: each file's checksum is looked at by one of them, and one that is damaged is found. */
+TEST(each_file_is_checked_by_one_rank) {
+    char dir[] = "/tmp/llmc_zero_XXXXXX", said[RANKS_MOST][300];
+    Error e = {0};
+    CHECK(mkdtemp(dir), "%s", dir);
+    char *path = xasprintf("%s/step_%08d", dir, 1);
+    forget(train((Case){.ranks = 3, .sharded = true, .backend = "cpu", .steps = 1, .nan_rank = -1, .stop_rank = -1, .save = dir}));
+    const char *const files[] = {"optimizer-0000-of-0003.safetensors", "optimizer-0001-of-0003.safetensors", "optimizer-0002-of-0003.safetensors", "model.safetensors"};
+    Damage d = {.path = path, .bad = shared_memory(RANKS_MOST * sizeof(int)), .text = shared_memory(sizeof said)};
+    int codes[RANKS_MOST], finders = 0;
+    for (int k = -1; k < 4; k++) {
+        char *file = path_join(path, files[k < 0 ? 0 : k]);
+        FILE *f = fopen(file, "r+b");
+        CHECK(f, "%s", file);
+        fseek(f, -3, SEEK_END);
+        int byte = fgetc(f);
+        if (k >= 0) fseek(f, -3, SEEK_END), fputc(byte ^ 16, f);
+        fflush(f);
+        EXPECT(ranks_run(3, load_damaged, &d, codes), "%s", file);
+        int bad = d.bad[0] + d.bad[1] + d.bad[2], by = d.bad[2] ? 2 : d.bad[1];
+        EXPECT(bad == (k >= 0), "%s: %d ranks refuse it", file, bad);
+        EXPECT(!bad || (strstr(d.text[by], files[k]) && strstr(d.text[by], "damaged")), "%s: %s", file, d.text[by]);
+        finders |= bad << by;
+        if (k >= 0) fseek(f, -3, SEEK_END), fputc(byte, f);
+        fclose(f);
+        free(file);
+    }
+    EXPECT((finders & (finders - 1)) != 0, "one rank checks all: %d", finders);
+    EXPECT(path_remove_tree(dir, &e), "%s", e.text);
+    free(path);
+}
+
 int main(int argc, char **argv) {
     test_start(argc, argv);
     RUN(zero_0_and_1_have_the_same_bits);
@@ -347,6 +398,7 @@ int main(int argc, char **argv) {
     RUN(P15_a_bad_gradient_on_one_rank_changes_nothing_on_all);
     RUN(wishes_reach_all_ranks);
     RUN(memory_of_a_rank_is_what_was_planned);
+    RUN(each_file_is_checked_by_one_rank);
     RUN(P11_a_checkpoint_of_any_ranks_loads_on_any);
     return test_done();
 }

@@ -75,7 +75,8 @@ bool checkpoint_load(const char *dir, GPT2 *model, TrainState *state, RunIdentit
     char run_id[33];
     json_t *root = NULL;
     if (!manifest_read(dir, &m, e)) return false;
-    bool ok = manifest_check(dir, &m, true, e) && state_read(dir, &root, &found, run_id, e);
+    Comm *c = id->comm;
+    bool ok = manifest_check(dir, &m, c ? (size_t)c->rank : 0, c ? (size_t)c->size : 1, e) && state_read(dir, &root, &found, run_id, e);
     if (ok && (found.step != m.step || strcmp(run_id, m.run_id) != 0))
         ok = fail(e, EXIT_DATA, "%s: training_state.json is of run %s step %lld, the manifest of run %s step %lld; files were mixed", dir, run_id,
                   (long long)found.step, m.run_id, (long long)m.step);

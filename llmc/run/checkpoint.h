@@ -65,7 +65,7 @@ bool checkpoint_verify(const char *dir, Error *e);
 /* Path of the newest valid checkpoint; says on `report` (may be NULL) each one it rejected and why. Returns false with
  * e->code EXIT_NO_CHECKPOINT when some exist and none is valid, and false with e->code 0 when there are none at all. */
 bool checkpoint_newest(const char *run_dir, char path[4096], FILE *report, Error *e);
-/* Loads weights, m, v, state. id->facts are compared with the recorded ones: a difference whose class is not in allow
+/* Loads weights, m, v, state; the ranks of id->comm share the work of the checksums, so one may refuse what others take. id->facts are compared with the recorded ones: a difference whose class is not in allow
  * (comma separated, may be NULL) is EXIT_USAGE and names class, name, recorded value, present value. id->run_id is filled in. */
 bool checkpoint_load(const char *dir, GPT2 *model, TrainState *state, RunIdentity *id, const char *allow, Error *e);
 /* The recorded value of a fact, for tools and for the start of a resumed run; caller frees; NULL when absent. */

@@ -38,8 +38,8 @@ bool part_from_text(Manifest *m, const char *text);
 void manifest_free(Manifest *m);
 bool manifest_write(const char *dir, const Manifest *m, Error *e);  /* EXIT_STORAGE */
 bool manifest_read(const char *dir, Manifest *m, Error *e);         /* EXIT_DATA: damaged, unknown version */
-/* All files there, none that is not listed, sizes right; deep: checksums and safetensors headers too. */
-bool manifest_check(const char *dir, const Manifest *m, bool deep, Error *e);
+/* All files there, none that is not listed, sizes right; of the files first, first + every, ... (every 0: of none) also checksums and safetensors headers. */
+bool manifest_check(const char *dir, const Manifest *m, size_t first, size_t every, Error *e);
 
 /* ---- what a save writes from: the model itself, in the thread that trains it, or host copies, which any thread may read ---- */
 typedef struct {

@@ -58,7 +58,7 @@ void retain_decide(bool *remove, const int64_t *steps, const bool *valid, size_t
 static bool shallow_valid(const char *dir) {
     Manifest m;
     if (!manifest_read(dir, &m, NULL)) return false;
-    bool ok = manifest_check(dir, &m, false, NULL);
+    bool ok = manifest_check(dir, &m, 0, 0, NULL);
     manifest_free(&m);
     return ok;
 }
