@@ -387,11 +387,8 @@ static bool finish_step(Run *r, Error *e) {
     double before = seconds_now();
     StepResult result = train_result(&r->trainer);
     double done = done_time(r, &i, before), seconds = done - fmax(r->done, i.begin), own = i.own + seconds_now() - before;
-    if (s->devices) { /* the host waits for none; the ops do, in the device's queue */
-        double waited = s->device->side_waited(s->device);
-        own = fmax(seconds - (waited - r->side_waited), 0);
-        r->side_waited = waited;
-    }
+    double stood = s->devices ? s->device->side_waited(s->device) : 0; /* there the host waits for no rank; the ops do, in the device's queue */
+    if (s->devices) own = fmax(seconds - (stood - r->side_waited), 0), r->side_waited = stood;
     double z_loss = monitor_z(&monitor->loss, (double)result.loss), z_norm = monitor_z(&monitor->norm, (double)result.grad_norm);
     monitor_step(monitor, result.loss, result.grad_norm, result.skip);
     r->state.step++;
