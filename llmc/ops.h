@@ -363,6 +363,7 @@ typedef struct {
     const char *attention;    /* "ours" or "cudnn" (where the build has it; bf16 alone) */
     const char *plan_file;    /* keeps the chosen algorithms of the products from one process to the next; NULL: nothing is kept */
     bool fuse_gelu;           /* the library's fused GELU epilogue may be used where it is faster (gelu_rounds_first is then false) */
+    bool own_products;        /* our own products for Hopper are candidates of the timed search; EXIT_USAGE on another GPU, or with fp32 */
     bool graphs;              /* replay may record */
     int ordinal;              /* which GPU of those that are visible */
     bool wrap;                /* counted round: ordinal modulo their number */

@@ -56,6 +56,19 @@ void matmul_measure(CudaBackend *);
 /* Any shape, stride and alignment, EPI_NONE and EPI_BIAS only: what the library does not take (matmul_plain.cu). */
 void matmul_plain(CudaBackend *, const Product *, const Operands *);
 
+/* Our own products for Hopper (matmul_hopper.cu), candidates of the timed search where CudaOptions.own_products says so: a tile and the parts that k is
+ * cut into. Workspace: partial sums, with more than one part. */
+enum { OWN_TILES = 3, MOST_SPLITS = 16, OWN_WORKSPACE = 64 << 20, OWN_NAME = 32 };
+struct OwnChoice {
+    int tile;                 /* 1 to OWN_TILES; 0: not ours */
+    int splits;
+};
+bool own_takes(const CudaBackend *, const Product *, OwnChoice);  /* shape, strides, layout, epilogue, GPU; operands aligned to 16 bytes besides */
+int own_choices(const CudaBackend *, const Product *, OwnChoice choices[OWN_TILES]); /* how many, one a tile */
+size_t own_workspace(const Product *, OwnChoice);                 /* bytes */
+void own_issue(CudaBackend *, const Product *, OwnChoice, const Operands *, void *workspace);
+const char *own_name(OwnChoice, char name[OWN_NAME]);             /* "128x192 4": tile and parts */
+
 /* Compares what a product gave with a plain sum at some elements (matmul_check.cu). Of an adding product, c was zero before. */
 struct ProductSample {
     float error;              /* in units of what rounding may do: above 1, or NaN, is wrong */
