@@ -22,8 +22,8 @@ enum Form { FORM_ELEM, FORM_GELU, FORM_DGELU, FORM_FLOAT }; /* ELEM: bias if the
  *   hidden, where a shared tile would stand still for it. They take turns at named barriers: who waited for a stage more than a round of the ring ahead
  *   would pass at once, its barrier's parity being that of the round before.
  * Else both share a tile, 64 rows each: N / 2 floats a thread, N = 256. The epilogue is not hidden, only the next tile's first copies are.
- * L2 to shared memory a cluster and stage of 64 of k, 2 (16 KiB) + N 128 bytes in 2 N 4 / 2 cycles a block: at N = 256 32, at 192 37, at 160 42 bytes a
- * cycle and SM (measured ceilings of an H100's L2: 40 to 50 at its clock under load); without sending B to both 48, 53, 58. */
+ * From the L2 to an SM, a stage: 16 KiB + 64 N bytes in 4 N cycles of its tensor cores: at N = 256 32 bytes a cycle, at 192 37, at 160 42 (MN-major B, of
+ * whole panels: 45); were B not sent to both 48, 53, 58. An SM's port takes 64. Stages: 4 at 256, 5 at 192, 6 (MN-major: 5) at 160. */
 template <int N_, bool IN_TURN_, Major B> struct Tile {
     static constexpr int N = N_, PARTS = IN_TURN_ ? 2 : 1, R = N / 2, PANELS = (N + 63) / 64, B_ROWS = B == K_MAJOR ? N : DEPTH;
     static constexpr bool IN_TURN = IN_TURN_;
@@ -51,7 +51,14 @@ __device__ __forceinline__ Item item_of(const Work &w, unsigned i) {
     const unsigned rows = w.pairs - first < BAND ? w.pairs - first : BAND, at = t - first * w.across, n = at / rows;
     return Item{first + at % rows, band % 2 ? w.across - 1 - n : n, split, w.depth * split / w.splits, w.depth * (split + 1) / w.splits};
 }
+__device__ __forceinline__ unsigned steps_of(const Work &w, unsigned i) {
+    const unsigned split = i / (w.pairs * w.across);
+    return w.depth * (split + 1) / w.splits - w.depth * split / w.splits;
+}
 __device__ __forceinline__ unsigned items_of(const Work &w) { return w.pairs * w.across * w.splits; }
+
+/* The warp's warpgroup, so that the compiler sees that a warp agrees. */
+__device__ __forceinline__ unsigned warpgroup() { return __shfl_sync(FULL_MASK, threadIdx.x / GROUP, 0); }
 
 template <class T> struct Ring {
     unsigned char *shared;
@@ -159,20 +166,21 @@ template <class T, Form F> __device__ __forceinline__ void finish(const float (&
     Out *c = (Out *)w.c + (F == FORM_FLOAT ? split * w.c_split : 0);
     UNROLL for (int j = 0; j < T::N / 8; j += 4) {
         const unsigned n = column + 8 * (unsigned)(j + lane % 4), within = n < w.N ? w.N - n : 0;
+        const size_t start = (size_t)first * w.c_row + n;
         Piece<elem, 8> bias = {}, saved[T::PARTS * 2];
         if ((F == FORM_GELU || (F == FORM_ELEM && w.bias)) && within) bias = read_row(w.bias + n, within);
         if constexpr (F == FORM_DGELU) {
             UNROLL for (int i = 0; i < T::PARTS * 2; i++) { /* all of them on the way at once */
-                const unsigned m = first + 8 * (i % 2) + 64 * (i / 2);
-                if (m < w.M && within) saved[i] = read_row(w.aux + (size_t)m * w.c_row + n, within);
+                const unsigned below = 8 * (i % 2) + 64 * (i / 2);
+                if (first + below < w.M && within) saved[i] = read_row(w.aux + start + below * w.c_row, within);
             }
         }
         UNROLL for (int i = 0; i < T::PARTS * 2; i++) {
-            const unsigned m = first + 8 * (i % 2) + 64 * (i / 2);
-            const size_t at = (size_t)m * w.c_row + n;
+            const unsigned below = 8 * (i % 2) + 64 * (i / 2);
+            const size_t at = start + below * w.c_row;
             float x[8], y[8];
             gather(x, d[i / 2], j, i % 2);
-            if (m >= w.M || !within) continue;
+            if (first + below >= w.M || !within) continue;
             if constexpr (F == FORM_ELEM || F == FORM_GELU) {
                 unpack(y, bias);
                 UNROLL for (int e = 0; e < 8; e++) x[e] += y[e];
@@ -206,7 +214,6 @@ matmul_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_const
     typedef Tile<N, IN_TURN, B> T;
     DYNAMIC_SHARED(unsigned char, shared);
     const Ring<T> ring = {shared};
-    const unsigned warpgroup = __shfl_sync(FULL_MASK, threadIdx.x / GROUP, 0); /* the compiler sees that a warp agrees */
     if (threadIdx.x == 0) {
         for (unsigned s = 0; s < T::STAGES; s++) mbarrier_init(ring.full(s), 1), mbarrier_init(ring.empty(s), PAIR * (IN_TURN ? 4 : 8));
         fence_mbarrier_init();
@@ -215,30 +222,29 @@ matmul_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_const
     fence_proxy_async();
     __syncthreads();
     cluster_arrive(), cluster_wait();
-    if (warpgroup == 0) {
+    if (warpgroup() == 0) {
         registers_fewer<24>();
         if (threadIdx.x == 0) copy_all<T, A, B>(map_a, map_b, w, ring);
         __syncwarp();
     } else {
         registers_more<240>();
-        const unsigned mine = warpgroup - 1, clusters = gridDim.x / PAIR, rank = cluster_rank();
-        unsigned step = 0, turn = 0;
-        for (unsigned i = blockIdx.x / PAIR; i < items_of(w); i += clusters, turn ^= 1) {
+        const unsigned clusters = gridDim.x / PAIR, stride = IN_TURN ? 2 * clusters : clusters;
+        unsigned i = blockIdx.x / PAIR, step = 0;
+        if (IN_TURN && warpgroup() == 2) step = steps_of(w, i), i += clusters;
+        for (; i < items_of(w); i += stride) {
             const Item it = item_of(w, i);
-            const unsigned steps = it.end - it.begin, row = IN_TURN ? 0 : 64 * mine, m = (it.pair * PAIR + rank) * M_TILE + row;
-            if (!IN_TURN || turn == mine) {
-                const unsigned next = i + clusters < items_of(w) ? TURN + (mine ^ 1) : 0;
-                if (IN_TURN && step) named_sync(TURN + mine, 2 * GROUP);
-                float d[T::PARTS][T::R], g[T::PARTS][4];
-                if (F == FORM_FLOAT && w.bias_grad && it.n == 0) {
-                    multiply<T, A, B, F == FORM_FLOAT>(d, g, ring, step, steps, row, next);
-                    const unsigned lane = threadIdx.x % WARP, first = m + threadIdx.x / WARP % 4 * 16 + lane / 4;
-                    UNROLL for (int k = 0; k < T::PARTS * 2; k++)
-                        if (lane % 4 == 0 && first + k / 2 * 64 + k % 2 * 8 < w.M) w.bias_grad[it.split * w.grad_split + first + k / 2 * 64 + k % 2 * 8] = g[k / 2][k % 2 * 2];
-                } else multiply<T, A, B, false>(d, g, ring, step, steps, row, next);
-                finish<T, F>(d, w, m, it.n * N, it.split);
-            }
+            const unsigned steps = it.end - it.begin, mine = warpgroup() - 1, row = IN_TURN ? 0 : 64 * mine, m = (it.pair * PAIR + cluster_rank()) * M_TILE + row;
+            float d[T::PARTS][T::R], g[T::PARTS][4];
+            if (IN_TURN && step) named_sync(TURN + mine, 2 * GROUP);
+            if (F == FORM_FLOAT && w.bias_grad && it.n == 0) {
+                multiply<T, A, B, F == FORM_FLOAT>(d, g, ring, step, steps, row, i + clusters < items_of(w) ? TURN + (mine ^ 1) : 0);
+                const unsigned lane = threadIdx.x % WARP, first = m + threadIdx.x / WARP % 4 * 16 + lane / 4;
+                UNROLL for (int k = 0; k < T::PARTS * 2; k++)
+                    if (lane % 4 == 0 && first + k / 2 * 64 + k % 2 * 8 < w.M) w.bias_grad[it.split * w.grad_split + first + k / 2 * 64 + k % 2 * 8] = g[k / 2][k % 2 * 2];
+            } else multiply<T, A, B, false>(d, g, ring, step, steps, row, i + clusters < items_of(w) ? TURN + (mine ^ 1) : 0);
+            finish<T, F>(d, w, m, it.n * N, it.split);
             step += steps;
+            if (IN_TURN && i + clusters < items_of(w)) step += steps_of(w, i + clusters);
         }
     }
     cluster_arrive(), cluster_wait(); /* the other block may still send here, and arrive at barriers here */
