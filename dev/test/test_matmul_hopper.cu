@@ -54,8 +54,8 @@ static bool run_case(const Case &t, Result *result, bool check) {
     faults.n = 0, faults.text[0] = 0;
     own_issue(&cuda, &p, choice, &o, workspace.p);
     cudaStreamSynchronize(stream);
-    char text[PRODUCT_TEXT], name[OWN_NAME];
-    product_text(&p, text), own_name(choice, name);
+    char text[PRODUCT_TEXT], name[32];
+    product_text(&p, text), snprintf(name, sizeof name, "%s in %d", own_tile(t.tile), t.splits);
     EXPECT(!faults.n, "%s, %s: %s", text, name, faults.text);
     if (faults.n) return true;
     *result = Result{};

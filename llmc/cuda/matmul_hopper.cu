@@ -7,6 +7,9 @@
 #include "backend.cuh"
 #include "gelu.cuh"
 #include "hopper.cuh"
+#ifdef LLMC_EMU
+#include "dev/emu/cublaslt_twin.h"
+#endif
 #include <type_traits>
 
 namespace LLMC_NS {
@@ -357,6 +360,9 @@ static void sum_splits(CudaBackend *cuda, float *c, const float *partial, size_t
 }
 
 void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Operands *o, void *workspace) {
+#ifdef LLMC_EMU
+    emu::own_product_begin((double)p->M * (double)p->N * (double)p->K);
+#endif
     const Variant v = variant_for(p, choice.tile);
     const unsigned N = tile_n[choice.tile];
     const bool split = choice.splits > 1, grad = p->epilogue == EPI_BIAS_GRAD;
@@ -372,14 +378,11 @@ void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Oper
     const TensorMap b = p->b_transposed ? map_of(o->b, p->N, p->K, p->b_row, N / 2) : map_of(o->b, p->K, p->N, p->b_row, DEPTH / 2);
     const unsigned items = w.pairs * w.across * w.splits, clusters = cuda->sm_count > 1 ? (unsigned)cuda->sm_count / PAIR : 1;
     launch_hopper("matmul_hopper_kernel", v.kernel, Cluster{PAIR, false}, dim3(PAIR * (items < clusters ? items : clusters)), dim3(THREADS), v.shared, cuda->stream, a, b, w);
-    if (!split) return;
-    sum_splits(cuda, (float *)o->c, partial, M, p->N, row, p->c_row, choice.splits, p->add);
-    if (grad) sum_splits(cuda, o->bias_grad, partial_grad, 1, M, round_up(M, (size_t)8), M, choice.splits, false);
-}
-
-const char *own_name(OwnChoice o, char name[OWN_NAME]) {
-    snprintf(name, OWN_NAME, "128x%u %d", tile_n[o.tile], o.splits);
-    return name;
+    if (split) sum_splits(cuda, (float *)o->c, partial, M, p->N, row, p->c_row, choice.splits, p->add);
+    if (split && grad) sum_splits(cuda, o->bias_grad, partial_grad, 1, M, round_up(M, (size_t)8), M, choice.splits, false);
+#ifdef LLMC_EMU
+    emu::own_product_end(cuda->stream, o->c, p->c_float);
+#endif
 }
 
 #else /* fp32: none */
@@ -387,7 +390,11 @@ size_t own_workspace(const Product *, OwnChoice) { return 0; }
 bool own_takes(const CudaBackend *, const Product *, OwnChoice) { return false; }
 int own_choices(const CudaBackend *, const Product *, OwnChoice[OWN_TILES]) { return 0; }
 void own_issue(CudaBackend *, const Product *, OwnChoice, const Operands *, void *) { CHECK(false, "a product of our own in fp32"); }
-const char *own_name(OwnChoice, char name[OWN_NAME]) { return name[0] = 0, name; }
 #endif
+
+const char *own_tile(int tile) {
+    static const char *const names[OWN_TILES + 1] = {"none", "128x192", "128x160", "128x256"};
+    return names[tile];
+}
 
 } /* namespace */
