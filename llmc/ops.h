@@ -374,6 +374,7 @@ typedef struct {
     int ordinal;              /* which GPU of those that are visible */
     bool wrap;                /* counted round: ordinal modulo their number */
     bool early_launch;        /* a kernel may be launched before the one in front has ended, and waits (sm_90 and later; elsewhere without effect) */
+    bool own_products;        /* our own products for Hopper are candidates of the timed search; EXIT_USAGE on another GPU, or with fp32 */
 } CudaOptions;
 Backend *cuda_backend_create(const CudaOptions *options, Error *e); /* builds with LLMC_CUDA; EXIT_USAGE: no driver, no GPU, too old */
 Backend *emu_backend_create(const CudaOptions *options, Error *e);  /* test builds with LLMC_EMU: the same sources on a CPU */

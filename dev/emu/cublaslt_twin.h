@@ -6,7 +6,9 @@
  *   plain          the heuristic knows nothing: all products are the engine's own
  *   wrong          one more algorithm, the fastest, whose results are off by a sixteenth
  *   unrepeatable   one more, the second fastest, whose results differ from run to run within what rounding may do
- *   slow-epilogue  an epilogue other than a bias costs a second */
+ *   slow-epilogue  an epilogue other than a bias costs a second
+ *   own-fast       the engine's own products (matmul_hopper.cu) take a twentieth of the plain algorithm's time; else nine tenths
+ *   own-wrong      the same, and the first element of each is off by a sixteenth */
 #ifndef LLMC_EMU_CUBLASLT_TWIN_H
 #define LLMC_EMU_CUBLASLT_TWIN_H
 #include "emu.h"
@@ -102,6 +104,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               const void *b, cublasLtMatrixLayout_t b_layout, const void *beta, const void *c, cublasLtMatrixLayout_t c_layout, void *d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo, void *workspace, size_t workspace_bytes,
                               cudaStream_t stream);
+
+/* Around the launches of one of the engine's own products: their declared time, and that a measurement need not compute them. */
+void own_product_begin(double multiply_adds);
+void own_product_end(cudaStream_t stream, void *c, bool c_float);
 
 } /* namespace emu */
 #endif

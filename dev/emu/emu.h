@@ -178,6 +178,8 @@ const char *cudaGetErrorString(cudaError_t status);
  * otherwise, so that a measurement gives the same on every machine. `timed`, if given, is run in place of `work` where nothing but such work
  * stands between two recordings of events that time: a measurement of it need not compute. It should leave NaN, lest somebody takes it for work. */
 void enqueue(cudaStream_t stream, std::function<void()> work, double seconds = 2e-6, std::function<void()> timed = nullptr);
+/* From here on launches take so long together, and a measurement need not compute them; 0: as ever. */
+void declare_launches(double seconds);
 
 /* ---- launches ------------------------------------------------------------------------------------------------------- */
 /* How the warps of a block take turns. One that runs ahead of the others finds missing barriers before a buffer is used again. */

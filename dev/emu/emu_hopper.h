@@ -48,6 +48,7 @@ static inline void mbarrier_init(uint64_t *barrier, unsigned count) { emu::mbarr
 static inline void fence_mbarrier_init() {}
 static inline void mbarrier_arrive(uint64_t *barrier) { emu::mbarrier_count(barrier, -1, 0); }
 static inline void mbarrier_arrive_remote(uint64_t *barrier, unsigned rank) { emu::mbarrier_count(barrier, (int)rank, 0); }
+static inline void mbarrier_return_remote(uint64_t *barrier, unsigned rank) { emu::mbarrier_count(barrier, (int)rank, 0); }
 static inline void mbarrier_arrive_expect(uint64_t *barrier, unsigned bytes) { emu::mbarrier_count(barrier, -1, bytes); }
 static inline void mbarrier_wait(uint64_t *barrier, unsigned parity) { emu::mbarrier_block(barrier, parity); }
 static inline void mbarrier_wait_cluster(uint64_t *barrier, unsigned parity) { emu::mbarrier_block(barrier, parity); }

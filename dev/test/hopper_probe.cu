@@ -36,7 +36,7 @@ __global__ void probe_kernel(float *out, const float *in, const __grid_constant_
         tma_load_multicast(shared, two, barrier, 3, 1, 2), tma_load_multicast(shared, three, barrier, 3, 1, 2, 3), tma_load_multicast(shared, four, barrier, 3, 1, 2, 3, 4);
         bulk_load(shared, in, 64, barrier);
         cluster_store_async(shared, 1, 2.0f, barrier);
-        mbarrier_arrive(barrier), mbarrier_arrive_remote(barrier, 1);
+        mbarrier_arrive(barrier), mbarrier_arrive_remote(barrier, 1), mbarrier_return_remote(barrier, 1);
     }
     mbarrier_wait(barrier, 0), mbarrier_wait_cluster(barrier, 1);
     if (threadIdx.x < 32) named_arrive(3, 64);

@@ -84,11 +84,12 @@ typedef struct {
     long spare;               /* bytes of memory beside operands and scratch; 0: plenty */
     size_t scratch;           /* with spare: what planning takes */
     double peak;
+    bool own;                 /* --own-products on */
 } Setting;
 
 static Backend *create(const Setting *s) {
     Error e = {0};
-    CudaOptions options = {.dtype = s->dtype ? s->dtype : "bf16", .attention = "ours", .plan_file = s->file, .fuse_gelu = true, .graphs = true};
+    CudaOptions options = {.dtype = s->dtype ? s->dtype : "bf16", .attention = "ours", .plan_file = s->file, .fuse_gelu = true, .graphs = true, .own_products = s->own};
     if (s->mode) setenv("LLMC_EMU_MATMUL", s->mode, 1);
     else unsetenv("LLMC_EMU_MATMUL");
     Backend *b = emu_backend_create(&options, &e);
@@ -446,6 +447,70 @@ TEST(what_the_library_cannot_do_is_ours) {
     }
 }
 
+TEST(own_products_win_where_they_are_faster_and_are_kept) {
+    unlink(plan_path);
+    const Setting on = {.file = plan_path, .mode = "own-fast", .own = true};
+    Outcome first = run(on), second = run(on);
+    char *text = content();
+    EXPECT(count(first.plans, "| own 128x192 - 2 ") == 6 && count(first.plans, " | library ") == 6 && count(first.plans, ", own ") == 6, "%s", first.plans);
+    EXPECT(count(first.plans, "c=16 float add none | own 128x192 - 2 2 0.0 MiB |") == 1 && count(first.plans, " | fused\n") == 3, "%s", first.plans);
+    EXPECT(count(text, "emulated_GPU cublasLt-1+own-1 bf16 ") == 7 && count(text, " = own 128x192 ") == 6, "%s", text);
+    EXPECT(!*second.said && count(second.plans, "from the plan file") == 6 && count(second.plans, "| own 128x192 - 2 ") == 6, "%s%s", second.plans, second.said);
+    expect_right(&first, true);
+    expect_same_bits(&first, &second);
+    Outcome off = run((Setting){.file = plan_path}), none = run((Setting){0}); /* off: its own lines in the same file */
+    char *both = content();
+    EXPECT(!count(off.plans, "own ") && !count(off.plans, "from the plan file") && !count(off.said, "warning") && strstr(both, text), "%s%s", off.plans, off.said);
+    expect_same_bits(&off, &none);
+    outcome_free(&second), outcome_free(&off), outcome_free(&none);
+    second = run((Setting){.file = plan_path, .mode = "plain", .own = true});
+    EXPECT(!*second.said && count(second.plans, "| own 128x192 - 2 ") == 6, "%s%s", second.plans, second.said);
+    outcome_free(&second);
+    free(text), free(both);
+    outcome_free(&first);
+}
+
+TEST(own_products_that_are_slower_or_wrong_are_not_taken) {
+    Outcome library = run((Setting){0}), slow = run((Setting){.own = true}), wrong = run((Setting){.own = true, .mode = "own-wrong"});
+    EXPECT(!count(slow.plans, "| own ") && count(slow.plans, " | library ") == 6 && count(slow.said, "warning") == 0, "%s%s", slow.plans, slow.said);
+    EXPECT(!count(wrong.plans, "| own ") && count(wrong.plans, " | library ") == 0, "%s", wrong.plans);
+    EXPECT(count(wrong.said, "warning: our candidate 128x") == 18 && count(wrong.said, "times its rounding; not used") == 18 && count(wrong.said, "128x160, 1 part of product M=512") == 4, "%s", wrong.said);
+    expect_same_bits(&library, &slow), expect_same_bits(&library, &wrong);
+    const size_t scratch = slow.scratch;
+    outcome_free(&library), outcome_free(&slow), outcome_free(&wrong);
+    Outcome only = run((Setting){.own = true, .mode = "plain,own-fast"}); /* the library has nothing */
+    EXPECT(count(only.plans, "| own 128x") == 6 && count(only.plans, " | library ") == 0, "%s", only.plans);
+    expect_right(&only, true);
+    outcome_free(&only);
+    Outcome tight = run((Setting){.own = true, .mode = "own-fast", .spare = 4096, .scratch = scratch}); /* nothing can be timed, or checked */
+    EXPECT(count(tight.plans, "| own ") == 0, "%s", tight.plans);
+    outcome_free(&tight);
+}
+
+TEST(own_lines_of_the_plan_file_that_are_not_to_be_used) {
+    const char *const spoil[] = {"own 128x192 0 us 5", "own 128x200 1 us 5", "own 128x192 17 us 5", "own 128x192 3 us 5", "own 128x192 1 us -1", "own 128x192 1", "own none 1 us 5"};
+    unlink(plan_path);
+    const Setting on = {.file = plan_path, .mode = "own-fast", .own = true};
+    Outcome first = run(on);
+    char *good = content();
+    for (size_t i = 0; i < sizeof spoil / sizeof *spoil; i++) {
+        char *bad = spoiled(good, "bias", spoil[i]);
+        put_content(bad, strlen(bad));
+        Outcome o = run(on);
+        EXPECT(count(o.said, "elem set bias\" is not to be used; the product is timed anew") == 1 && count(o.plans, "from the plan file") == 5, "%s: %s%s", spoil[i], o.said, o.plans);
+        expect_same_bits(&first, &o);
+        outcome_free(&o), free(bad);
+    }
+    free(good);
+    outcome_free(&first);
+}
+
+TEST(own_products_are_for_bf16) {
+    Error e = {0};
+    CudaOptions options = {.dtype = "fp32", .attention = "ours", .own_products = true};
+    EXPECT(!emu_backend_create(&options, &e) && e.code == EXIT_USAGE && strstr(e.text, "--own-products on: these products are in bf16 alone"), "%d %s", e.code, e.text);
+}
+
 int main(int argc, char **argv) {
     test_start(argc, argv);
     CHECK(mkdtemp(folder), "%s", folder);
@@ -461,6 +526,10 @@ int main(int argc, char **argv) {
     RUN(without_memory_to_measure_the_first_choice_is_used_and_not_kept);
     RUN(a_slow_epilogue_is_composed_and_the_file_decides_alike);
     RUN(what_the_library_cannot_do_is_ours);
+    RUN(own_products_win_where_they_are_faster_and_are_kept);
+    RUN(own_products_that_are_slower_or_wrong_are_not_taken);
+    RUN(own_lines_of_the_plan_file_that_are_not_to_be_used);
+    RUN(own_products_are_for_bf16);
     unlink(plan_path);
     rmdir(folder);
     return test_done();

@@ -1,22 +1,11 @@
-/* GELU in its tanh form (Hendrycks and Gimpel 2016) and its derivative, as passes of their own: for recomputation, and where a product's
+/* GELU and its derivative (gelu.cuh) as passes of their own: for recomputation, and where a product's
  * epilogue does not fuse it. */
 #include "backend.cuh"
+#include "gelu.cuh"
 
 namespace LLMC_NS {
 
 enum { THREADS = 256 };
-
-/* 1 + tanh(u) = 2 / (1 + exp(-2u)), which does not cancel for negative u; e is exp(-2u), bounded so that e * e stays finite. */
-__device__ __forceinline__ float gelu_e(float x) {
-    float u = -1.5957691216057308f * (x + 0.044715f * x * x * x); /* -2 sqrt(2/pi) */
-    return expf(fminf(u, 40.0f));
-}
-__device__ __forceinline__ float gelu_value(float x) { return x / (1.0f + gelu_e(x)); }
-/* with p = 1/(1+e): p + x p (1-p) 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
-__device__ __forceinline__ float gelu_slope(float x) {
-    float e = gelu_e(x), p = 1.0f / (1.0f + e);
-    return p + x * (p * (e * p)) * (1.5957691216057308f * (1.0f + 0.134145f * x * x));
-}
 
 /* out[i] = gelu(pre[i]).  out (n) =, pre (n) in.  A thread: one vector of 16 bytes; the first threads also the tail of n % N elements.
  * Bytes: 2 n elements, the floor. Error: one rounding of the output beside those of expf. */

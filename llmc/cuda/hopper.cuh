@@ -98,6 +98,11 @@ __device__ __forceinline__ uint32_t cluster_address(const void *p, unsigned rank
 __device__ __forceinline__ void mbarrier_arrive_remote(uint64_t *barrier, unsigned rank) {
     HOPPER("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank)) : "memory");
 }
+/* The same for a thread that has only read what it gives back: orders none of its writes for other blocks, so it needs no fence of the whole GPU, which the
+ * one above is. */
+__device__ __forceinline__ void mbarrier_return_remote(uint64_t *barrier, unsigned rank) {
+    HOPPER("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank)) : "memory");
+}
 __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, unsigned parity) {
     uint32_t done = 1, address = shared_address(barrier);
     do HOPPER("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"

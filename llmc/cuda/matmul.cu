@@ -64,7 +64,7 @@ static Plan *insert(Matmul *m, const Product *p) {
     return &m->plans[*slot - 1];
 }
 
-/* ---- the plan file: "GPU version dtype PRODUCT" = "algo HEX us MICROSECONDS" or "none" ------------------------------------- */
+/* ---- the plan file: "GPU version dtype PRODUCT" = "algo HEX us MICROSECONDS", "own TILE PARTS us ..." or "none" ------------------------------------- */
 
 enum { KEY = 192 + PRODUCT_TEXT, HEX = 2 * sizeof(cublasLtMatmulAlgo_t) };
 
@@ -77,11 +77,12 @@ static const char *key_of(const Matmul *m, const Product *p, char key[KEY]) {
 /* What is kept is rounded to what the file says, so that a run that reads it decides as the one that wrote it. */
 void keep_plan(Matmul *m, Plan *plan) {
     char key[KEY], value[HEX + 64] = "none";
-    if (plan->state == PLAN_LIBRARY) {
+    if (plan->state == PLAN_CHOSEN) {
+        const OwnChoice own = plan->chosen.own;
         unsigned char bytes[sizeof plan->chosen.algo];
         memcpy(bytes, &plan->chosen.algo, sizeof bytes);
-        size_t at = (size_t)snprintf(value, sizeof value, "algo ");
-        for (unsigned char byte : bytes) at += (size_t)snprintf(value + at, sizeof value - at, "%02x", byte);
+        size_t at = (size_t)(own.tile ? snprintf(value, sizeof value, "own %s %d", own_tile(own.tile), own.splits) : snprintf(value, sizeof value, "algo "));
+        for (size_t i = 0; i < sizeof bytes && !own.tile; i++) at += (size_t)snprintf(value + at, sizeof value - at, "%02x", bytes[i]);
         snprintf(value + at, sizeof value - at, " us %.3f", 1e6 * plan->seconds);
         plan->seconds = 1e-6 * strtod(value + at + 4, NULL);
     }
@@ -108,33 +109,50 @@ static bool check_algorithm(const Matmul *m, const Plan *plan, const cublasLtMat
     return cublasLtMatmulAlgoCheck(m->handle, plan->desc, plan->left, plan->right, plan->out, plan->out, algo, result) == CUBLAS_STATUS_SUCCESS;
 }
 
-/* A line is believed where the library confirms the algorithm for this product. */
-static bool recall(Matmul *m, Plan *plan) {
-    char key[KEY], hex[HEX + 1];
-    double microseconds;
-    const char *value = plan_file_get(&m->file, key_of(m, &plan->product, key));
-    if (!value) return false;
-    if (!strcmp(value, "none")) return plan->state = PLAN_OURS, plan->from_file = true;
+static bool recall_algorithm(const Matmul *m, Plan *plan, const char *value, double *microseconds) {
+    char hex[HEX + 1];
     static_assert(HEX == 128, "the width in the format below");
-    bool ok = sscanf(value, "algo %128[0-9a-f] us %lf", hex, &microseconds) == 2 && strlen(hex) == HEX && microseconds > 0;
     unsigned char bytes[sizeof plan->chosen.algo];
-    for (size_t i = 0; ok && i < sizeof bytes; i++) {
+    cublasLtMatmulHeuristicResult_t result = {};
+    if (sscanf(value, "algo %128[0-9a-f] us %lf", hex, microseconds) != 2 || strlen(hex) != HEX) return false;
+    for (size_t i = 0; i < sizeof bytes; i++) {
         unsigned byte;
-        ok = sscanf(hex + 2 * i, "%2x", &byte) == 1;
+        if (sscanf(hex + 2 * i, "%2x", &byte) != 1) return false;
         bytes[i] = (unsigned char)byte;
     }
-    cublasLtMatmulHeuristicResult_t result = {};
-    if (ok) {
-        memcpy(&plan->chosen.algo, bytes, sizeof bytes);
-        ok = check_algorithm(m, plan, &plan->chosen.algo, &result) && result.workspaceSize <= WORKSPACE;
-    }
-    if (!ok) {
+    memcpy(&plan->chosen.algo, bytes, sizeof bytes);
+    plan->chosen.own = OwnChoice{0, 0};
+    const bool ok = check_algorithm(m, plan, &plan->chosen.algo, &result);
+    plan->chosen.workspace = result.workspaceSize;
+    return ok;
+}
+
+static bool recall_own(const CudaBackend *cuda, Plan *plan, const char *value, double *microseconds) {
+    char tile[16];
+    OwnChoice own = {0, 0};
+    if (sscanf(value, "own %15s %d us %lf", tile, &own.splits, microseconds) != 3) return false;
+    for (int i = 1; i <= OWN_TILES; i++)
+        if (!strcmp(own_tile(i), tile)) own.tile = i;
+    if (!own_takes(cuda, &plan->product, own)) return false;
+    plan->chosen.own = own, plan->chosen.workspace = own_workspace(&plan->product, own);
+    return true;
+}
+
+/* A line is believed where the library confirms the algorithm for this product, or we do one of ours. */
+static bool recall(CudaBackend *cuda, Plan *plan) {
+    Matmul *m = cuda->matmul;
+    char key[KEY];
+    double microseconds = 0;
+    const char *value = plan_file_get(&m->file, key_of(m, &plan->product, key));
+    if (!value) return false;
+    if (!strcmp(value, "none")) return plan->state = PLAN_PLAIN, plan->from_file = true;
+    if (!(recall_own(cuda, plan, value, &microseconds) || recall_algorithm(m, plan, value, &microseconds)) || !(microseconds > 0) || plan->chosen.workspace > WORKSPACE) {
         fprintf(stderr, "warning: plan file %s: the line of \"%s\" is not to be used; the product is timed anew\n", m->file.path, key);
         return false;
     }
-    plan->chosen.workspace = plan->workspace = result.workspaceSize;
+    plan->workspace = plan->chosen.workspace;
     plan->seconds = 1e-6 * microseconds;
-    plan->state = PLAN_LIBRARY;
+    plan->state = PLAN_CHOSEN;
     return plan->from_file = true;
 }
 
@@ -193,7 +211,7 @@ static void add_candidate(Plan *plan, const cublasLtMatmulAlgo_t *algo, size_t w
     if (plan->n_candidates == MOST_CANDIDATES || workspace > WORKSPACE) return;
     for (int i = 0; i < plan->n_candidates; i++)
         if (!memcmp(&plan->candidates[i].algo, algo, sizeof *algo)) return;
-    plan->candidates[plan->n_candidates++] = Candidate{*algo, workspace};
+    plan->candidates[plan->n_candidates++] = Candidate{*algo, OwnChoice{0, 0}, workspace};
     plan->workspace = max(plan->workspace, workspace);
 }
 
@@ -248,17 +266,24 @@ static void add_splits(Matmul *m, Plan *plan, const cublasLtMatmulAlgo_t *algo) 
     }
 }
 
-static Plan *plan_new(Matmul *m, const Product *p) {
+static Plan *plan_new(CudaBackend *cuda, const Product *p) {
+    Matmul *m = cuda->matmul;
     Plan *plan = insert(m, p);
     describe(plan);
-    if (!has_epilogue(p)) return plan->state = PLAN_OURS, plan;
-    if (recall(m, plan)) return plan;
+    if (!has_epilogue(p)) return plan->state = PLAN_PLAIN, plan;
+    if (recall(cuda, plan)) return plan;
     cublasLtMatmulAlgo_t few[6];
-    plan->candidates = (Candidate *)xcalloc(MOST_CANDIDATES, sizeof *plan->candidates);
+    plan->candidates = (Candidate *)xcalloc(MOST_CANDIDATES + OWN_TILES, sizeof *plan->candidates);
     const int n_few = ask_heuristic(m, plan, WORKSPACE, 8, few, (int)(sizeof few / sizeof *few)); /* the most promising first: time is short */
     for (int i = 0; i < n_few; i++) add_splits(m, plan, &few[i]);
     ask_heuristic(m, plan, WORKSPACE, MOST_ASKED, NULL, 0);
     ask_heuristic(m, plan, 0, MOST_ASKED, NULL, 0);
+    OwnChoice own[OWN_TILES]; /* after the library's, whose first is taken where nothing can be timed */
+    const int n_own = own_choices(cuda, p, own);
+    for (int i = 0; i < n_own; i++) {
+        plan->candidates[plan->n_candidates++] = Candidate{{}, own[i], own_workspace(p, own[i])};
+        plan->workspace = max(plan->workspace, own_workspace(p, own[i]));
+    }
     return plan;
 }
 
@@ -276,13 +301,13 @@ void matmul_plan(CudaBackend *cuda, const Product *p) {
     CHECK(p->a_row >= (p->a_transposed ? p->M : p->K) && p->b_row >= (p->b_transposed ? p->K : p->N) && p->c_row >= p->N,
           "a product of %zu x %zu x %zu in rows of %zu, %zu, %zu", p->M, p->N, p->K, p->a_row, p->b_row, p->c_row);
     Plan *plan = find(cuda->matmul, p);
-    if (!plan) plan = plan_new(cuda->matmul, p);
+    if (!plan) plan = plan_new(cuda, p);
     take_workspace(cuda, plan->workspace);
 }
 
 bool matmul_supported(CudaBackend *cuda, const Product *p) {
     const Plan *plan = find_planned(cuda->matmul, p, "asking about");
-    return plan->state == PLAN_LIBRARY || (plan->state == PLAN_NEW && plan->n_candidates);
+    return plan->state == PLAN_CHOSEN || (plan->state == PLAN_NEW && plan->n_candidates);
 }
 
 bool matmul_fuse(CudaBackend *cuda, const Product *fused, const Product *plain, size_t bytes) {
@@ -299,8 +324,9 @@ bool matmul_fuse(CudaBackend *cuda, const Product *fused, const Product *plain, 
 
 /* ---- in a step ------------------------------------------------------------------------------------------------------------------ */
 
-cublasStatus_t lt_issue(CudaBackend *cuda, const Plan *plan, const Candidate *candidate, const Operands *o, void *workspace) {
+cublasStatus_t candidate_issue(CudaBackend *cuda, const Plan *plan, const Candidate *candidate, const Operands *o, void *workspace) {
     const Product *p = &plan->product;
+    if (candidate->own.tile) return own_issue(cuda, p, candidate->own, o, workspace), CUBLAS_STATUS_SUCCESS;
     const float one = 1, kept = p->add ? 1 : 0;
     const void *bias = p->epilogue == EPI_BIAS_GRAD ? (const void *)o->bias_grad : p->epilogue == EPI_BIAS || p->epilogue == EPI_BIAS_GELU ? o->bias : NULL;
     const void *aux = p->epilogue == EPI_BIAS_GELU || p->epilogue == EPI_DGELU ? o->aux : NULL;
@@ -327,8 +353,8 @@ void matmul(CudaBackend *cuda, const Product *p, const Operands *o) {
     CHECK(!cuda->planning && plan->state != PLAN_NEW, "a product before its plan is complete");
     CHECK(o->c && o->a && o->b && (p->epilogue != EPI_BIAS || o->bias) && (p->epilogue != EPI_BIAS_GELU || (o->bias && o->aux)) &&
           (p->epilogue != EPI_DGELU || o->aux) && (p->epilogue != EPI_BIAS_GRAD || o->bias_grad), "a product without its operands");
-    if (plan->state == PLAN_OURS || !aligned(p, o)) return matmul_plain(cuda, p, o);
-    lt_check(lt_issue(cuda, plan, &plan->chosen, o, take_workspace(cuda, plan->workspace)), "multiplying", p);
+    if (plan->state == PLAN_PLAIN || !aligned(p, o)) return matmul_plain(cuda, p, o);
+    lt_check(candidate_issue(cuda, plan, &plan->chosen, o, take_workspace(cuda, plan->workspace)), "multiplying", p);
 }
 
 /* ---- creation and report ------------------------------------------------------------------------------------------------------------ */
@@ -345,7 +371,8 @@ Matmul *matmul_create(CudaBackend *cuda, const char *plan_file, Error *e) {
     size_t at = (size_t)snprintf(m->where, sizeof m->where, "%s", cuda->device_name);
     for (char *c = m->where; *c; c++)
         if (*c == ' ' || *c == '=') *c = '_';
-    snprintf(m->where + at, sizeof m->where - at, " cublasLt-%zu %s", cublasLtGetVersion(), sizeof(elem) == 2 ? "bf16" : "fp32");
+    snprintf(m->where + at, sizeof m->where - at, " cublasLt-%zu%s %s", cublasLtGetVersion(), cuda->options.own_products ? "+own-1" : "",
+             sizeof(elem) == 2 ? "bf16" : "fp32"); /* what our kernels are, beside the library's version: raise it with them */
     plan_file_open(&m->file, plan_file);
     return m;
 }
@@ -388,6 +415,8 @@ static const char *tile_name(uint32_t id, char name[16]) {
 
 static void print_algorithm(FILE *out, const Plan *plan) {
     char tile[16];
+    const OwnChoice own = plan->chosen.own;
+    if (own.tile) { fprintf(out, "own %s - 2 %d %.1f MiB", own_tile(own.tile), own.splits, (double)plan->chosen.workspace / 1048576); return; }
     fprintf(out, "%u %s %u %u %u %.1f MiB", config_of(plan, CUBLASLT_ALGO_CONFIG_ID, 4), tile_name(config_of(plan, CUBLASLT_ALGO_CONFIG_TILE_ID, 4), tile),
             config_of(plan, CUBLASLT_ALGO_CONFIG_STAGES_ID, 4), config_of(plan, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
             config_of(plan, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, 4), (double)plan->chosen.workspace / 1048576);
@@ -404,9 +433,10 @@ void matmul_print_plans(CudaBackend *cuda, FILE *out) {
         if (rate > 0 && cuda->base.peak_flops > 0) snprintf(peak, sizeof peak, "%.1f %%", 100 * rate / cuda->base.peak_flops);
         if (rate > 0) snprintf(time, sizeof time, "%.1f us %.1f TFLOP/s %s", 1e6 * plan->seconds, 1e-12 * rate, peak);
         fprintf(out, "  %s | ", product_text(p, text));
-        if (plan->state == PLAN_LIBRARY) print_algorithm(out, plan), fprintf(out, " | %s%s", time, plan->from_file ? ", from the plan file" : "");
+        if (plan->state == PLAN_CHOSEN) print_algorithm(out, plan), fprintf(out, " | %s%s", time, plan->from_file ? ", from the plan file" : "");
         else if (plan->state == PLAN_NEW) fprintf(out, "not chosen yet");
         else fprintf(out, "%s", p->epilogue == EPI_NONE || p->epilogue == EPI_BIAS ? "our plain kernel" : "not in the library");
+        if (plan->best[0] > 0) fprintf(out, " | library %.1f us, own %.1f us", 1e6 * plan->best[0], 1e6 * plan->best[1]);
         fprintf(out, "%s\n", !plan->asked ? "" : plan->fuse ? " | fused" : " | composed");
     }
     if (m->copy_rate > 0) fprintf(out, "  a copy moves %.2f TB/s, reads and writes\n", 1e-12 * m->copy_rate);

@@ -1,5 +1,5 @@
-/* Matrix products of the CUDA backend. On a GPU: cuBLASLt, every algorithm it offers for a shape timed once while planning, the choice kept
- * in a file (matmul.cu); on the emulator the same with a twin of cuBLASLt (dev/emu/cublaslt_twin.h). Row-major throughout. */
+/* Matrix products of the CUDA backend. On a GPU: cuBLASLt, every algorithm it offers for a shape timed once while planning, where asked for with our
+ * own for Hopper beside them (matmul_hopper.cu), the choice kept in a file (matmul.cu); on the emulator the same with a twin of cuBLASLt (dev/emu/cublaslt_twin.h). Row-major throughout. */
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 #include "kernel.cuh"
@@ -55,6 +55,19 @@ void matmul_measure(CudaBackend *);
 
 /* Any shape, stride and alignment, EPI_NONE and EPI_BIAS only: what the library does not take (matmul_plain.cu). */
 void matmul_plain(CudaBackend *, const Product *, const Operands *);
+
+/* Our own products for Hopper (matmul_hopper.cu), candidates of the timed search where CudaOptions.own_products says so: a tile and the parts that k is
+ * cut into. Workspace: partial sums, with more than one part. */
+enum { OWN_TILES = 3, MOST_SPLITS = 16, OWN_WORKSPACE = 64 << 20 };
+struct OwnChoice {
+    int tile;                 /* 1 to OWN_TILES; 0: not ours */
+    int splits;
+};
+bool own_takes(const CudaBackend *, const Product *, OwnChoice);  /* shape, strides, layout, epilogue, GPU; operands aligned to 16 bytes besides */
+int own_choices(const CudaBackend *, const Product *, OwnChoice choices[OWN_TILES]); /* how many, one a tile */
+size_t own_workspace(const Product *, OwnChoice);                 /* bytes */
+void own_issue(CudaBackend *, const Product *, OwnChoice, const Operands *, void *workspace);
+const char *own_tile(int tile);                                   /* "128x192" */
 
 /* Compares what a product gave with a plain sum at some elements (matmul_check.cu). Of an adding product, c was zero before. */
 struct ProductSample {

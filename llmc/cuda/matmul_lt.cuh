@@ -14,12 +14,13 @@ enum { MOST_CANDIDATES = 96, WORKSPACE = 64 << 20 };
 
 struct Candidate {
     cublasLtMatmulAlgo_t algo;
+    OwnChoice own;            /* with a tile: one of ours, and algo says nothing */
     size_t workspace;
 };
 enum PlanState {
     PLAN_NEW,                 /* candidates wait for matmul_measure */
-    PLAN_LIBRARY,             /* `chosen` is used */
-    PLAN_OURS                 /* the library has nothing: matmul_plain, or the caller composes */
+    PLAN_CHOSEN,              /* `chosen` is used */
+    PLAN_PLAIN                /* there is nothing: matmul_plain, or the caller composes */
 };
 struct Plan {
     Product product;
@@ -31,6 +32,7 @@ struct Plan {
     size_t workspace;         /* the most that any candidate needs, then that of the chosen one */
     Candidate chosen;
     double seconds;           /* of the chosen one; 0: not timed */
+    double best[2];           /* of the library's best and of our best, where both were timed in this process; else 0 */
     bool from_file;
     /* of a fused product that a caller has compared with a plain one and a pass of `bytes` */
     bool asked, fuse;
@@ -52,7 +54,7 @@ struct Matmul {
 /* Fails the process with EXIT_DEVICE, naming what was being done and for which product (may be NULL). */
 void lt_check(cublasStatus_t status, const char *doing, const Product *p);
 /* One product on the stream under that algorithm. */
-cublasStatus_t lt_issue(CudaBackend *, const Plan *, const Candidate *, const Operands *, void *workspace);
+cublasStatus_t candidate_issue(CudaBackend *, const Plan *, const Candidate *, const Operands *, void *workspace);
 /* What was chosen, into the plan file's table. */
 void keep_plan(Matmul *, Plan *);
 void keep_copy_rate(Matmul *);

@@ -64,7 +64,7 @@ static void clear(Bench *b, void *p, int byte, size_t bytes) {
 }
 
 static bool issue(Bench *b, const Plan *plan, const Candidate *candidate) {
-    return candidate->workspace <= b->cuda->scratch_bytes && lt_issue(b->cuda, plan, candidate, &b->o, b->cuda->scratch) == CUBLAS_STATUS_SUCCESS;
+    return candidate->workspace <= b->cuda->scratch_bytes && candidate_issue(b->cuda, plan, candidate, &b->o, b->cuda->scratch) == CUBLAS_STATUS_SUCCESS;
 }
 
 /* Runs a candidate over outputs that hold NaN (zeros where it adds) and looks at its samples; false: it does not run. */
@@ -82,13 +82,20 @@ static bool run_checked(Bench *b, const Plan *plan, const Candidate *candidate, 
     return true;
 }
 
+static const char *candidate_name(const Plan *plan, int i, char name[48]) {
+    const OwnChoice own = plan->candidates[i].own;
+    if (own.tile) snprintf(name, 48, "our candidate %s, %d part%s", own_tile(own.tile), own.splits, own.splits == 1 ? "" : "s");
+    else snprintf(name, 48, "cuBLASLt candidate %d", i);
+    return name;
+}
+
 static bool is_right(Bench *b, const Plan *plan, int i) {
     ProductSample samples[PRODUCT_SAMPLES];
-    char text[PRODUCT_TEXT];
+    char text[PRODUCT_TEXT], name[48];
     float worst;
     if (!run_checked(b, plan, &plan->candidates[i], samples, &worst)) return false;
     if (worst <= 1) return true;
-    fprintf(stderr, "warning: cuBLASLt candidate %d of product %s is off by %.3g times its rounding; not used\n", i, product_text(&plan->product, text),
+    fprintf(stderr, "warning: %s of product %s is off by %.3g times its rounding; not used\n", candidate_name(plan, i, name), product_text(&plan->product, text),
             (double)worst);
     return false;
 }
@@ -96,11 +103,11 @@ static bool is_right(Bench *b, const Plan *plan, int i) {
 /* Two runs, the same bits: a run that is resumed, or repeated, depends on it. */
 static bool repeats(Bench *b, const Plan *plan, int i) {
     ProductSample first[PRODUCT_SAMPLES], second[PRODUCT_SAMPLES];
-    char text[PRODUCT_TEXT];
+    char text[PRODUCT_TEXT], name[48];
     float worst;
     if (!run_checked(b, plan, &plan->candidates[i], first, &worst) || !run_checked(b, plan, &plan->candidates[i], second, &worst)) return false;
     if (!memcmp(first, second, sizeof first)) return true;
-    fprintf(stderr, "warning: cuBLASLt candidate %d of product %s gives other bits the second time; not used\n", i, product_text(&plan->product, text));
+    fprintf(stderr, "warning: %s of product %s gives other bits the second time; not used\n", candidate_name(plan, i, name), product_text(&plan->product, text));
     return false;
 }
 
@@ -134,14 +141,15 @@ static double time_candidate(Bench *b, const Plan *plan, int i, int samples) {
 
 /* Every candidate shortly, then the best few at length. */
 static void measure(Bench *b, Plan *plan) {
-    double seconds[MOST_CANDIDATES];
+    double seconds[MOST_CANDIDATES + OWN_TILES], least[2] = {INFINITY, INFINITY}; /* of the library's and ours */
     const double begin = seconds_now();
     int best = -1;
     place(b, &plan->product);
     fill(b, &plan->product);
     for (int i = 0; i < plan->n_candidates; i++) {
-        const bool late = i >= AT_LEAST && seconds_now() - begin > SHAPE_SECONDS;
+        const bool own = plan->candidates[i].own.tile != 0, late = !own && i >= AT_LEAST && seconds_now() - begin > SHAPE_SECONDS;
         seconds[i] = !late && is_right(b, plan, i) ? time_candidate(b, plan, i, 3) : INFINITY;
+        least[own] = fmin(least[own], seconds[i]);
     }
     for (int round = 0; round < FINALISTS; round++) {
         int fastest = 0;
@@ -153,8 +161,9 @@ static void measure(Bench *b, Plan *plan) {
         const double carefully = time_candidate(b, plan, fastest, MOST_SAMPLES);
         if (best < 0 || carefully < plan->seconds) best = fastest, plan->seconds = carefully;
     }
-    plan->state = best >= 0 ? PLAN_LIBRARY : PLAN_OURS;
-    if (best >= 0) plan->chosen = plan->candidates[best];
+    plan->state = best >= 0 ? PLAN_CHOSEN : PLAN_PLAIN;
+    if (best >= 0) plan->chosen = plan->candidates[best], least[plan->chosen.own.tile != 0] = plan->seconds;
+    for (int own = 0; own < 2 && isfinite(least[0]) && isfinite(least[1]); own++) plan->best[own] = least[own];
 }
 
 static void measure_copy(Bench *b, Matmul *m) {
@@ -202,13 +211,14 @@ static void choose(Bench *b, Matmul *m, Plan *plan) {
         measure(b, plan);
         keep_plan(m, plan);
     } else {
-        plan->state = plan->n_candidates && plan->candidates[0].workspace <= b->cuda->scratch_bytes ? PLAN_LIBRARY : PLAN_OURS;
+        const bool library = plan->n_candidates && !plan->candidates[0].own.tile && plan->candidates[0].workspace <= b->cuda->scratch_bytes;
+        plan->state = library ? PLAN_CHOSEN : PLAN_PLAIN;
         plan->chosen = plan->candidates[0];
     }
     free(plan->candidates);
     plan->candidates = NULL;
     plan->n_candidates = 0;
-    plan->workspace = plan->state == PLAN_LIBRARY ? plan->chosen.workspace : 0;
+    plan->workspace = plan->state == PLAN_CHOSEN ? plan->chosen.workspace : 0;
 }
 
 static void measure_all(CudaBackend *cuda, int n, bool copy) {
@@ -237,7 +247,7 @@ static void decide(Matmul *m) {
         if (!plan->asked) continue;
         const Plan *plain = &m->plans[plan->plain];
         const bool timed = plan->seconds > 0 && plain->seconds > 0 && m->copy_rate > 0;
-        plan->fuse = plan->state == PLAN_LIBRARY && (!timed || plan->seconds <= plain->seconds + (double)plan->bytes / m->copy_rate + LAUNCH_SECONDS);
+        plan->fuse = plan->state == PLAN_CHOSEN && (!timed || plan->seconds <= plain->seconds + (double)plan->bytes / m->copy_rate + LAUNCH_SECONDS);
     }
 }
 

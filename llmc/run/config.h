@@ -33,7 +33,7 @@ typedef struct {
     int64_t max_tokens, top_k;
     double temperature, top_p;
     /* machine */
-    const char *device, *dtype, *recompute, *attention, *rounding, *fused_gelu, *graphs, *early_launch, *plan_file;
+    const char *device, *dtype, *recompute, *attention, *rounding, *fused_gelu, *own_products, *graphs, *early_launch, *plan_file;
     int64_t threads, head_chunk, gpu;
     bool print_plans, gpu_stats;
     /* ranks */
