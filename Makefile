@@ -44,7 +44,7 @@ endif
 
 # The CUDA backend on a CPU (dev/emu), for tests: the same sources, by a C++ compiler, once per compute type.
 HAVE_EMU := $(if $(filter 1,$(EMU)),$(shell echo 'int main(){return 0;}' | $(CXX) -x c++ -std=c++17 - -o /dev/null 2>/dev/null && echo 1 || echo 0),0)
-EMUFLAGS := -std=c++17 -O2 -g -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas -DLLMC_EMU -I. -MMD -MP $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+EMUFLAGS := -std=c++17 -O2 -g -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -DLLMC_EMU -I. -MMD -MP $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
 ifeq ($(HAVE_EMU),1)
 FLAGS   += -DLLMC_EMU
 LIBS    += -lstdc++

@@ -2,7 +2,7 @@
 # Registers, shared memory, stack and spills of every kernel, per compute type and architecture, from what the compiler said of it (the .log
 # files beside the objects of a CUDA build); checks the kernels of dev/bench/hot_kernels.txt. Dynamic shared memory is not in it: a launch
 # states that (LLMC_SYNC=1 prints it).
-#   kernel_report.sh [--json FILE] LOG...      Last line: N passed, N failed, counted in patterns of hot kernels.
+#   kernel_report.sh [--json FILE] LOG...      Last line: N passed, N failed, counted in patterns of hot kernels, and one for wgmma.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 json=
@@ -43,5 +43,8 @@ while IFS= read -r pattern; do
     elif [ -n "$bad" ]; then failed=$((failed + 1)); echo "FAILED hot kernels '$pattern': $bad"
     else passed=$((passed + 1)); echo "ok hot kernels '$pattern': $found without local memory"; fi
 done <dev/bench/hot_kernels.txt
+# A wgmma that the compiler lets wait for the one before, or that registers hold up, costs most of its speed (ptxas advisories C7500 to C7599).
+serialised=$(cat "$@" | grep -oE '\(C75[0-9][0-9]\).*' | sort -u | head -3 || true)
+if [ -n "$serialised" ]; then failed=$((failed + 1)); echo "FAILED wgmma: $serialised"; else passed=$((passed + 1)); echo "ok no wgmma is serialised"; fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
