@@ -367,7 +367,7 @@ struct Backend {
 Backend *cpu_backend_create(Error *e);
 typedef struct {
     const char *dtype;        /* "bf16" or "fp32" */
-    const char *attention;    /* "ours" or "cudnn" (where the build has it; bf16 alone) */
+    const char *attention;    /* "ours", "hopper" (on 9.0) or "cudnn" (where the build has it); the latter two bf16 alone */
     const char *plan_file;    /* keeps the chosen algorithms of the products from one process to the next; NULL: nothing is kept */
     bool fuse_gelu;           /* the library's fused GELU epilogue may be used where it is faster (gelu_rounds_first is then false) */
     bool graphs;              /* replay may record */

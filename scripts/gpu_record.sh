@@ -121,6 +121,14 @@ if [ "$device" = cuda ]; then
     part ops-124M 90 bash -c "with_cudnn $build/bench_ops --device cuda --shape 124M --seconds 0.1 --plan-file $work/plans --json $work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20" ours 64:none 32:none 16:gelu 4:block' || true
     part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
+    # What is for Hopper alone and not the default: each beside the step above it, in the same run.
+    if [ "$(ask compute_cap)" = 9.0 ]; then
+        part step-124M-hopper 45 bash -c 'step 124M-hopper "--model 124M --seq-len 1024 --steps 20" hopper 64:none 32:none' || true
+        for op in attention_forward attention_backward; do
+            part "$op-hopper" 30 bash -c "with_cudnn $build/bench_ops --device cuda --shape 124M --shape 1558M --op $op --attention hopper --seconds 0.2 --json $work/ops-hopper-$op.json" || true
+        done
+        part own-products 100 bash -c "$build/bench_ops --device cuda --shape 124M --own-products --print-plans --seconds 0.05 --plan-file $work/plans-own" || true
+    fi
     part step-124M-early 45 bash -c 'step 124M-early "--model 124M --seq-len 1024 --steps 20 --early-launch 1" ours 64:none 32:none' || true
     peers
     part step-1558M 90 bash -c 'step 1558M "--model 1558M --seq-len 1024 --steps 8" ours 16:none 16:gelu 8:gelu 4:block' || true

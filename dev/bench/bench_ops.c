@@ -1,7 +1,7 @@
 /* Time of each op at the shapes of real steps, on any backend: median of many and spread, bytes and FLOPs, percent of what this device reached in
  * the same run (a large copy, a large product), and against the library's attention where there is one.
  *   bench_ops [--device cpu|cuda|emu] [--dtype bf16|fp32] [--shape NAME]... [--batch B] [--op NAME] [--product own|openblas] [--plan-file FILE]
- *             [--own-products] [--print-plans] [--seconds S] [--json FILE] [--list]
+ *             [--attention ours|hopper] [--own-products] [--print-plans] [--seconds S] [--json FILE] [--list]
  * bench_ops --device cuda --shape 124M --own-products --print-plans: our products beside the library's, a line a shape, each one's best time.
  * On a GPU the times are between events around each call, all calls issued at once, over operand sets that rotate past the L2. */
 #include "../../llmc/base/timer.h"
@@ -264,7 +264,7 @@ static Options parse(int argc, char **argv) {
     Options o = {.device = "cpu", .blas = cpu_gemm_uses_blas(), .cuda = {.attention = "ours", .fuse_gelu = true, .graphs = true}};
     const struct option table[] = {{"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 't'}, {"shape", 1, NULL, 's'}, {"batch", 1, NULL, 'b'}, {"op", 1, NULL, 'o'},
                                    {"product", 1, NULL, 'p'}, {"plan-file", 1, NULL, 'f'}, {"seconds", 1, NULL, 'n'}, {"json", 1, NULL, 'j'},
-                                   {"own-products", 0, NULL, 'w'}, {"print-plans", 0, NULL, 'P'}, {"cpu-time", 0, NULL, 'c'}, {"list", 0, NULL, 'l'}, {NULL, 0, NULL, 0}};
+                                   {"own-products", 0, NULL, 'w'}, {"attention", 1, NULL, 'a'}, {"print-plans", 0, NULL, 'P'}, {"cpu-time", 0, NULL, 'c'}, {"list", 0, NULL, 'l'}, {NULL, 0, NULL, 0}};
     for (int k; (k = getopt_long(argc, argv, "", table, NULL)) != -1;) {
         switch (k) {
         case 'd': o.device = optarg; break;
@@ -276,6 +276,7 @@ static Options parse(int argc, char **argv) {
         case 'f': o.cuda.plan_file = optarg; break;
         case 'n': seconds_a_row = strtod(optarg, NULL); break;
         case 'j': o.json = optarg; break;
+        case 'a': o.cuda.attention = optarg; break;
         case 'w': o.cuda.own_products = true; break;
         case 'P': o.plans = true; break;
         case 'c': cpu_time = true; break;

@@ -1,6 +1,6 @@
 /* Whole training steps of a model, on any backend: tokens/s, MFU, and where the time goes, op by op; the lines add up to the step.
  *   bench_step [--device cpu|cuda|emu] [--dtype bf16|fp32] [--model gpt2] [--layers L --channels C --heads H --vocab-size V] [--batch 4] [--seq-len 64]
- *              [--steps 5] [--attention ours|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--wait]
+ *              [--steps 5] [--attention ours|hopper|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--wait]
  * --wait: one step per line read from stdin, each answered by "ms WALL CPU", for dev/bench/compare_step.sh. Random weights and tokens. */
 #include "../../llmc/base/rng.h"
 #include "../../llmc/base/timer.h"

@@ -388,20 +388,36 @@ static void test_op(void) {
     EXPECT(complaints == 0 && cases > 0, "%d complaints in %d cases", complaints, cases);
 }
 
+static void run_op(const char *name, OpId op) {
+    char title[64];
+    op_under_test = op;
+    snprintf(title, sizeof title, "%s %s", name, op_names[op]);
+    test_run(title, test_op);
+}
+static void run_growing_scores(const char *name) {
+    char title[128];
+    snprintf(title, sizeof title, "%s attention of growing scores", name);
+    test_run(title, test_growing);
+}
+
 static void run_on(const char *name, Backend *device) {
     Error e = {0};
     gpu = device, cpu = cpu_backend_create(&e);
     CHECK(cpu, "%s", e.text);
-    for (int op = 0; op < OP_COUNT; op++) {
-        char title[64];
-        op_under_test = (OpId)op;
-        snprintf(title, sizeof title, "%s %s", name, op_names[op]);
-        test_run(title, test_op);
-    }
-    char title[64];
-    snprintf(title, sizeof title, "%s attention of growing scores", name);
-    test_run(title, test_growing);
+    for (int op = 0; op < OP_COUNT; op++) run_op(name, (OpId)op);
+    run_growing_scores(name);
+    const bool half = gpu->elem_bytes == 2;
     gpu->destroy(gpu);
+    if (half) { /* attention once more, by the kernels for Hopper */
+        const CudaOptions options = {"bf16", "hopper", NULL, true, true, 0, false, false, false};
+        char title[64];
+        snprintf(title, sizeof title, "%s hopper", name);
+        gpu = device_backend_create(&options, &e);
+        if (gpu) {
+            run_op(title, OP_attention_forward), run_op(title, OP_attention_backward), run_growing_scores(title);
+            gpu->destroy(gpu);
+        } else test_skipped++, printf("skipped attention for Hopper: %s\n", e.text);
+    }
     cpu->destroy(cpu);
 }
 

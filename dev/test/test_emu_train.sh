@@ -73,6 +73,9 @@ LLMC_EMU_MEMORY=11000000 train small_gpu; check out_of_memory_is_one_message tes
 check and_names_the_row grep -qE 'error: out of memory on the GPU \(emulated GPU\): .* \(.*\) needs' "$work/out"
 LLMC_EMU_MEMORY=60000000 train auto --batch auto --total-batch 560 --steps 1 --save-every 0; check batch_auto_fits test $? -eq 0
 check and_says_what_it_chose grep -qE 'batch.*micro-batch [1248] x 70' "$work/out"
+train hopper --attention hopper --save-every 0; check trains_with_attention_for_hopper test $? -eq 0
+check its_losses_near_the_others awk '{d = $2 - $4; if (d < 0) d = -d; if (d > 0.01) bad = 1} END {exit bad || NR != 6}' <(paste -d' ' <(losses hopper | head -6) <(losses bf16 | head -6))
+train hopper_fp32 --attention hopper --dtype fp32; check attention_for_hopper_in_fp32_is_refused test $? -eq 2
 LLMC_EMU_MATMUL=own-fast train own --own-products on --print-plans --save-every 0; check trains_with_own_products test $? -eq 0
 check all_of_them_own test "$(grep -c ' | own 128x' "$work/out")" -ge 8 -a "$(grep -c ' us, own ' "$work/out")" -eq "$(grep -c ' | own 128x' "$work/out")"
 check own_products_near_the_librarys awk '{d = $2 - $4; if (d < 0) d = -d; if (d > 0.01) bad = 1} END {exit bad || NR != 6}' <(paste -d' ' <(losses own) <(losses bf16 | head -6))

@@ -1,5 +1,5 @@
 /* Between the files of attention: its shape, the meaning of what the forward saves, and the entry of each implementation. attention.cu chooses;
- * attention_tile_*.cu: tensor cores, bf16, heads of 64 and 128; attention_plain.cu: every shape and type. */
+ * attention_tile_*.cu: tensor cores, bf16, heads of 64 and 128; attention_hopper_*.cu: Hopper's, the same; attention_plain.cu: every shape and type. */
 #ifndef LLMC_CUDA_ATTENTION_CUH
 #define LLMC_CUDA_ATTENTION_CUH
 #include "backend.cuh"
@@ -17,6 +17,12 @@ struct AttentionShape { size_t B, T, H, D; };
 void attention_tile_forward(CudaBackend *, elem *out, float *lse, const elem *qkv, AttentionShape);
 void attention_tile_backward(CudaBackend *, elem *dqkv, const elem *dout, const elem *out, const float *lse, const elem *qkv, float *delta,
                              AttentionShape);
+
+/* Where CudaBackend::hopper_attention says so. built: for the GPU that is current. */
+bool attention_hopper_built();
+void attention_hopper_forward(CudaBackend *, elem *out, float *lse, const elem *qkv, AttentionShape);
+void attention_hopper_backward(CudaBackend *, elem *dqkv, const elem *dout, const elem *out, const float *lse, const elem *qkv, float *delta,
+                               AttentionShape);
 
 void attention_plain_forward(CudaBackend *, elem *out, float *lse, const elem *qkv, AttentionShape);
 void attention_plain_backward(CudaBackend *, elem *dqkv, const elem *dout, const elem *out, const float *lse, const elem *qkv,

@@ -501,6 +501,7 @@ Backend *backend_create(const CudaOptions *options, Error *e) {
         ok = (cuda->matmul = matmul_create(cuda, options->plan_file, e)) != NULL;
     }
     if (ok && options->attention && !strcmp(options->attention, "cudnn")) ok = (cuda->cudnn = cudnn_create(cuda, e)) != NULL;
+    if (ok && options->attention && !strcmp(options->attention, "hopper")) ok = cuda->hopper_attention = hopper_attention_create(cuda, e);
     if (ok) return &cuda->base;
     cuda_destroy(&cuda->base);
     return NULL;

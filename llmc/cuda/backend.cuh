@@ -62,6 +62,7 @@ struct CudaBackend {
 
     Matmul *matmul;
     void *cudnn;              /* cudnn.cu's own, NULL: attention is ours */
+    bool hopper_attention;    /* by the kernels for Hopper */
 };
 
 static inline CudaBackend *cuda_of(Backend *b) { return (CudaBackend *)b; }
@@ -104,6 +105,9 @@ void cudnn_destroy(void *);
 /* False: this shape is not for cuDNN, use ours. Called while planning too (it then states scratch and builds its plan). */
 bool cudnn_attention_forward(CudaBackend *, const AttentionForward *);
 bool cudnn_attention_backward(CudaBackend *, const AttentionBackward *);
+
+/* attention.cu: whether this GPU, build and compute type have the attention kernels for Hopper; else *e is set. */
+bool hopper_attention_create(CudaBackend *, Error *e);
 
 /* health.cu: NVML, loaded at run time. */
 bool health_read(CudaBackend *, DeviceHealth *);

@@ -90,7 +90,7 @@ static const Option options[] = {
     {"gpu", OPT_INT, AT(gpu), "0", 0, 1023, NULL, "Machine", "N", "which of the visible GPUs; with several processes, that of the first one on each machine"},
     {"dtype", OPT_CHOICE, AT(dtype), "auto", 0, 0, "auto|fp32|bf16", "Machine", "NAME", "number format of weights and activations (master weights, moments and gradients are fp32 in any case); auto: bf16 on a GPU, fp32 on the CPU, which has no other"},
     {"rounding", OPT_CHOICE, AT(rounding), "nearest", 0, 0, "nearest|stochastic", "Machine", "HOW", "how master weights are rounded to bf16 weights; with fp32 there is nothing to round"},
-    {"attention", OPT_CHOICE, AT(attention), "ours", 0, 0, "ours|cudnn", "Machine", "WHOSE", "attention on a GPU in bf16: own kernels, or cuDNN's where the build has it"},
+    {"attention", OPT_CHOICE, AT(attention), "ours", 0, 0, "ours|hopper|cudnn", "Machine", "WHOSE", "attention on a GPU in bf16: own kernels; own kernels for H100 and H200, which no hardware has run yet; or cuDNN's where the build has it"},
     {"head-chunk", OPT_INT, AT(head_chunk), "0", 0, 1 << 30, NULL, "Machine", "ROWS", "rows of logits that exist at a time, less memory for more passes; 0: the backend chooses"},
     {"fused-gelu", OPT_CHOICE, AT(fused_gelu), "auto", 0, 0, "auto|on|off", "Machine", "HOW", "let the GPU's library take GELU in the product before it, where that is faster; auto: on, but off with --recompute gelu, which then gives the same bits"},
     {"own-products", OPT_CHOICE, AT(own_products), "off", 0, 0, "on|off", "Machine", "HOW", "let the program's own matrix products for H100 and H200 compete with the GPU library's; off, because no hardware has run them yet"},

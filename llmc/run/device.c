@@ -32,9 +32,9 @@ static Backend *open_cpu(const Config *o, const Error *why, char line[DEVICE_LIN
         fail(e, EXIT_USAGE, "--own-products on: they are for GPUs (H100, H200); use --own-products off%s%s", why->code ? ". No GPU was taken: " : "", why->text);
         return NULL;
     }
-    if (bf16 || is(o->attention, "cudnn")) {
-        fail(e, EXIT_USAGE, "%s%s%s", bf16 ? "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32"
-             : "--attention cudnn: the CPU backend has its own attention; use --attention ours", why->code ? ". No GPU was taken: " : "", why->text);
+    if (bf16 || !is(o->attention, "ours")) {
+        fail(e, EXIT_USAGE, "%s%s%s%s", bf16 ? "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32" : "--attention ", bf16 ? "" : o->attention,
+             bf16 ? "" : ": the CPU backend has its own attention; use --attention ours", why->code ? ". No GPU was taken: " : "", why->text);
         return NULL;
     }
     Backend *b = cpu_backend_create(e);
