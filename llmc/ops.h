@@ -358,15 +358,17 @@ struct Backend {
 
 /* Backends and wrappers (each file says more). */
 Backend *cpu_backend_create(Error *e);
+/* Our own products for Hopper: candidates of the timed search; ONLY: the library's are none where ours are. EXIT_USAGE on another GPU, or with fp32. */
+typedef enum { OWN_OFF, OWN_ON, OWN_ONLY } OwnProducts;
 typedef struct {
     const char *dtype;        /* "bf16" or "fp32" */
     const char *attention;    /* "ours" or "cudnn" (where the build has it; bf16 alone) */
     const char *plan_file;    /* keeps the chosen algorithms of the products from one process to the next; NULL: nothing is kept */
     bool fuse_gelu;           /* the library's fused GELU epilogue may be used where it is faster (gelu_rounds_first is then false) */
-    bool own_products;        /* our own products for Hopper are candidates of the timed search; EXIT_USAGE on another GPU, or with fp32 */
     bool graphs;              /* replay may record */
     int ordinal;              /* which GPU of those that are visible */
     bool wrap;                /* counted round: ordinal modulo their number */
+    OwnProducts own_products;
 } CudaOptions;
 Backend *cuda_backend_create(const CudaOptions *options, Error *e); /* builds with LLMC_CUDA; EXIT_USAGE: no driver, no GPU, too old */
 Backend *emu_backend_create(const CudaOptions *options, Error *e);  /* test builds with LLMC_EMU: the same sources on a CPU */

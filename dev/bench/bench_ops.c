@@ -276,7 +276,7 @@ static Options parse(int argc, char **argv) {
         case 'f': o.cuda.plan_file = optarg; break;
         case 'n': seconds_a_row = strtod(optarg, NULL); break;
         case 'j': o.json = optarg; break;
-        case 'w': o.cuda.own_products = true; break;
+        case 'w': o.cuda.own_products = OWN_ON; break;
         case 'P': o.plans = true; break;
         case 'c': cpu_time = true; break;
         case 'l':

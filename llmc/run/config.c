@@ -93,7 +93,7 @@ static const Option options[] = {
     {"attention", OPT_CHOICE, AT(attention), "ours", 0, 0, "ours|cudnn", "Machine", "WHOSE", "attention on a GPU in bf16: own kernels, or cuDNN's where the build has it"},
     {"head-chunk", OPT_INT, AT(head_chunk), "0", 0, 1 << 30, NULL, "Machine", "ROWS", "rows of logits that exist at a time, less memory for more passes; 0: the backend chooses"},
     {"fused-gelu", OPT_CHOICE, AT(fused_gelu), "auto", 0, 0, "auto|on|off", "Machine", "HOW", "let the GPU's library take GELU in the product before it, where that is faster; auto: on, but off with --recompute gelu, which then gives the same bits"},
-    {"own-products", OPT_CHOICE, AT(own_products), "off", 0, 0, "on|off", "Machine", "HOW", "let the program's own matrix products for H100 and H200 compete with the GPU library's; off, because no hardware has run them yet"},
+    {"own-products", OPT_CHOICE, AT(own_products), "off", 0, 0, "on|off|only", "Machine", "HOW", "let the program's own matrix products for H100 and H200 compete with the GPU library's (only: take its products where there are none of ours); off, because no hardware has run them yet"},
     {"graphs", OPT_CHOICE, AT(graphs), "on", 0, 0, "on|off", "Machine", "HOW", "record a step's GPU work once and replay it; same bits"},
     {"plan-file", OPT_STRING, AT(plan_file), NULL, 0, 0, NULL, "Machine", "FILE", "keeps the algorithms chosen for GPU products, so that a resumed run computes the same bits; without it, matmul_plans.txt in --out when training"},
     {"print-plans", OPT_BOOL, AT(print_plans), NULL, 0, 0, NULL, "Machine", NULL, "print the algorithm of each product before the first step"},

@@ -20,15 +20,16 @@ static Backend *create(Create how, const Config *o, const char *plan_file, int l
     /* A fused GELU is of the unrounded sum; --recompute gelu takes it of what was kept, and would give other bits. */
     bool fuse = is(o->fused_gelu, "auto") ? !is(o->recompute, "gelu") : is(o->fused_gelu, "on");
     CudaOptions options = {.dtype = is(o->dtype, "auto") ? "bf16" : o->dtype, .attention = o->attention, .plan_file = plan_file, .fuse_gelu = fuse,
-                           .own_products = is(o->own_products, "on"), .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1};
+                           .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1,
+                           .own_products = is(o->own_products, "on") ? OWN_ON : is(o->own_products, "only") ? OWN_ONLY : OWN_OFF};
     return how(&options, e);
 }
 
 /* why: what kept --device auto from a GPU, or empty. */
 static Backend *open_cpu(const Config *o, const Error *why, char line[DEVICE_LINE], Error *e) {
     bool bf16 = is(o->dtype, "bf16");
-    if (is(o->own_products, "on")) {
-        fail(e, EXIT_USAGE, "--own-products on: they are for GPUs (H100, H200); use --own-products off%s%s", why->code ? ". No GPU was taken: " : "", why->text);
+    if (!is(o->own_products, "off")) {
+        fail(e, EXIT_USAGE, "--own-products %s: they are for GPUs (H100, H200); use --own-products off%s%s", o->own_products, why->code ? ". No GPU was taken: " : "", why->text);
         return NULL;
     }
     if (bf16 || is(o->attention, "cudnn")) {
