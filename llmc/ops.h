@@ -365,6 +365,8 @@ struct Backend {
 
 /* Backends and wrappers (each file says more). */
 Backend *cpu_backend_create(Error *e);
+/* Our own products for Hopper: candidates of the timed search; ONLY: the library's are none where ours are. EXIT_USAGE on another GPU, or with fp32. */
+typedef enum { OWN_OFF, OWN_ON, OWN_ONLY } OwnProducts;
 typedef struct {
     const char *dtype;        /* "bf16" or "fp32" */
     const char *attention;    /* "ours", "hopper" (on 9.0) or "cudnn" (where the build has it); the latter two bf16 alone */
@@ -374,7 +376,7 @@ typedef struct {
     int ordinal;              /* which GPU of those that are visible */
     bool wrap;                /* counted round: ordinal modulo their number */
     bool early_launch;        /* a kernel may be launched before the one in front has ended, and waits (sm_90 and later; elsewhere without effect) */
-    bool own_products;        /* our own products for Hopper are candidates of the timed search; EXIT_USAGE on another GPU, or with fp32 */
+    OwnProducts own_products;
 } CudaOptions;
 Backend *cuda_backend_create(const CudaOptions *options, Error *e); /* builds with LLMC_CUDA; EXIT_USAGE: no driver, no GPU, too old */
 Backend *emu_backend_create(const CudaOptions *options, Error *e);  /* test builds with LLMC_EMU: the same sources on a CPU */

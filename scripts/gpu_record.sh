@@ -114,7 +114,7 @@ if [ "$device" = cuda ]; then
     (trap - EXIT; exec nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,$reasons --format=csv,noheader,nounits -i 0 -l 1) >"$work/samples" 2>/dev/null &
     sampler=$!
     part test-model 100 bash -o pipefail -c "gpu_tests $build/test_gpt2" || true
-    part test-ops 60 bash -o pipefail -c "gpu_tests $build/test_device_ops && gpu_tests $build/test_device_step" || true
+    part test-ops 90 bash -o pipefail -c "gpu_tests $build/test_device_ops && gpu_tests $build/test_device_step" || true
     part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
     part test-nccl 40 bash -o pipefail -c "gpu_tests $build/test_nccl" || true
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" || true

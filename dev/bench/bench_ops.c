@@ -277,7 +277,7 @@ static Options parse(int argc, char **argv) {
         case 'n': seconds_a_row = strtod(optarg, NULL); break;
         case 'j': o.json = optarg; break;
         case 'a': o.cuda.attention = optarg; break;
-        case 'w': o.cuda.own_products = true; break;
+        case 'w': o.cuda.own_products = OWN_ON; break;
         case 'P': o.plans = true; break;
         case 'c': cpu_time = true; break;
         case 'l':

@@ -14,7 +14,7 @@ static inline void backends_run_device(const char *name, Backend *(*create)(cons
     for (int i = 0; i < 2; i++) {
         char title[64];
         Error e = {0, ""};
-        CudaOptions options = {dtypes[i], "ours", NULL, true, true, 0, false, false, false};
+        CudaOptions options = {dtypes[i], "ours", NULL, true, true, 0, false, false, OWN_OFF};
         Backend *b = create(&options, &e);
         snprintf(title, sizeof title, "%s %s", name, dtypes[i]);
         if (b) { run(title, b); continue; }

@@ -93,6 +93,9 @@ check a_row_a_kernel grep -qE '^(gelu_kernel<true>|_ZN9cuda_bf1611gelu_kernel[^ 
 check a_hot_kernel_without_spills says "ok hot kernels 'gelu'"
 check a_hot_kernel_that_spills grep -q "FAILED hot kernels 'attention': .*stack 8, spills 24" "$dir/out"
 check a_spill_fails_the_report test "$status" -ne 0
+echo "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to" >"$dir/serial.log"
+bash dev/bench/kernel_report.sh "$dir/good.log" "$dir/serial.log" >"$dir/out" 2>&1
+check a_serialised_wgmma_fails_it_too grep -q '^FAILED wgmma: (C7510)' "$dir/out"
 check a_report_for_programs grep -q '"registers": 30, "static_shared_bytes": 64, "stack_bytes": 8' "$dir/kernels.json"
 
 echo "$passed passed, $failed failed"

@@ -89,7 +89,7 @@ typedef struct {
 
 static Backend *create(const Setting *s) {
     Error e = {0};
-    CudaOptions options = {.dtype = s->dtype ? s->dtype : "bf16", .attention = "ours", .plan_file = s->file, .fuse_gelu = true, .graphs = true, .own_products = s->own};
+    CudaOptions options = {.dtype = s->dtype ? s->dtype : "bf16", .attention = "ours", .plan_file = s->file, .fuse_gelu = true, .graphs = true, .own_products = s->own ? OWN_ON : OWN_OFF};
     if (s->mode) setenv("LLMC_EMU_MATMUL", s->mode, 1);
     else unsetenv("LLMC_EMU_MATMUL");
     Backend *b = emu_backend_create(&options, &e);
@@ -507,8 +507,8 @@ TEST(own_lines_of_the_plan_file_that_are_not_to_be_used) {
 
 TEST(own_products_are_for_bf16) {
     Error e = {0};
-    CudaOptions options = {.dtype = "fp32", .attention = "ours", .own_products = true};
-    EXPECT(!emu_backend_create(&options, &e) && e.code == EXIT_USAGE && strstr(e.text, "--own-products on: these products are in bf16 alone"), "%d %s", e.code, e.text);
+    CudaOptions options = {.dtype = "fp32", .attention = "ours", .own_products = OWN_ON};
+    EXPECT(!emu_backend_create(&options, &e) && e.code == EXIT_USAGE && strstr(e.text, "--own-products: these products are in bf16 alone"), "%d %s", e.code, e.text);
 }
 
 int main(int argc, char **argv) {

@@ -183,7 +183,7 @@ TEST(what_it_does_not_take) {
         if (i == 4) q.b_transposed = false, q.epilogue = EPI_BIAS_GELU;
         if (i == 5) q.a_transposed = true, q.epilogue = EPI_DGELU;
         if (i == 6) other.capability = 100;
-        if (i == 7) other.options.own_products = false;
+        if (i == 7) other.options.own_products = OWN_OFF;
         EXPECT(!own_takes(&other, &q, {1, 1}) && own_choices(&other, &q, choices) == 0, "case %d", i);
     }
     CudaBackend h100 = cuda;
@@ -197,7 +197,7 @@ TEST(what_it_does_not_take) {
 
 static void run_all() {
     kit_start();
-    cuda.stream = stream, cuda.sm_count = 4, cuda.capability = 90, cuda.options.own_products = true, cuda.recording = -1;
+    cuda.stream = stream, cuda.sm_count = 4, cuda.capability = 90, cuda.options.own_products = OWN_ON, cuda.recording = -1;
     RUN(every_variant_and_ragged_shapes);
     RUN(whole_and_odd_shapes);
     RUN(parts_of_k);

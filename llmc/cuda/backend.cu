@@ -490,9 +490,9 @@ Backend *backend_create(const CudaOptions *options, Error *e) {
 #endif
     if (ok) {
         cuda->base.peak_flops = peak_flops_of(cuda->device_name);
-        if (options->own_products && !LLMC_BF16) ok = fail(e, EXIT_USAGE, "--own-products on: these products are in bf16 alone; use --dtype bf16, or --own-products off");
-        else if (options->own_products && cuda->capability != 90)
-            ok = fail(e, EXIT_USAGE, "--own-products on: %s has compute capability %d.%d; these products are for 9.0 (H100, H200) alone; use --own-products off", cuda->device_name,
+        if (options->own_products != OWN_OFF && !LLMC_BF16) ok = fail(e, EXIT_USAGE, "--own-products: these products are in bf16 alone; use --dtype bf16, or --own-products off");
+        else if (options->own_products != OWN_OFF && cuda->capability != 90)
+            ok = fail(e, EXIT_USAGE, "--own-products: %s has compute capability %d.%d; these products are for 9.0 (H100, H200) alone; use --own-products off", cuda->device_name,
                       cuda->capability / 10, cuda->capability % 10);
     }
     if (ok) {

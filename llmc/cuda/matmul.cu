@@ -280,6 +280,7 @@ static Plan *plan_new(CudaBackend *cuda, const Product *p) {
     ask_heuristic(m, plan, 0, MOST_ASKED, NULL, 0);
     OwnChoice own[OWN_TILES]; /* after the library's, whose first is taken where nothing can be timed */
     const int n_own = own_choices(cuda, p, own);
+    if (n_own && cuda->options.own_products == OWN_ONLY) plan->n_candidates = 0, plan->workspace = 0;
     for (int i = 0; i < n_own; i++) {
         plan->candidates[plan->n_candidates++] = Candidate{{}, own[i], own_workspace(p, own[i])};
         plan->workspace = max(plan->workspace, own_workspace(p, own[i]));
@@ -371,7 +372,7 @@ Matmul *matmul_create(CudaBackend *cuda, const char *plan_file, Error *e) {
     size_t at = (size_t)snprintf(m->where, sizeof m->where, "%s", cuda->device_name);
     for (char *c = m->where; *c; c++)
         if (*c == ' ' || *c == '=') *c = '_';
-    snprintf(m->where + at, sizeof m->where - at, " cublasLt-%zu%s %s", cublasLtGetVersion(), cuda->options.own_products ? "+own-1" : "",
+    snprintf(m->where + at, sizeof m->where - at, " cublasLt-%zu%s %s", cublasLtGetVersion(), cuda->options.own_products == OWN_ONLY ? "+own-1-only" : cuda->options.own_products == OWN_ON ? "+own-1" : "",
              sizeof(elem) == 2 ? "bf16" : "fp32"); /* what our kernels are, beside the library's version: raise it with them */
     plan_file_open(&m->file, plan_file);
     return m;

@@ -223,6 +223,7 @@ matmul_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_const
     DYNAMIC_SHARED(unsigned char, shared);
     const Ring<T> ring = {shared};
     if (threadIdx.x == 0) {
+        tma_prefetch(map_a), tma_prefetch(map_b);
         for (unsigned s = 0; s < T::STAGES; s++) mbarrier_init(ring.full(s), 1), mbarrier_init(ring.empty(s), PAIR * (IN_TURN ? 4 : 8));
         fence_mbarrier_init();
     }
@@ -323,7 +324,7 @@ size_t own_workspace(const Product *p, OwnChoice o) {
 
 bool own_takes(const CudaBackend *cuda, const Product *p, OwnChoice o) {
     const size_t most = (size_t)1 << 30;
-    return cuda->options.own_products && cuda->capability == 90 && variant_for(p, o.tile).kernel && p->a_row % 8 == 0 && p->b_row % 8 == 0 && p->c_row % 8 == 0 &&
+    return cuda->options.own_products != OWN_OFF && cuda->capability == 90 && variant_for(p, o.tile).kernel && p->a_row % 8 == 0 && p->b_row % 8 == 0 && p->c_row % 8 == 0 &&
            p->M <= most && p->N <= most && p->K <= most && o.splits >= 1 && o.splits <= MOST_SPLITS && (size_t)o.splits <= ceil_div(p->K, (size_t)DEPTH) &&
            (o.splits == 1 || p->c_float) && ceil_div(p->M, (size_t)(2 * M_TILE)) * ceil_div(p->N, (size_t)tile_n[o.tile]) * o.splits <= most;
 }

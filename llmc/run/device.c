@@ -20,23 +20,17 @@ static Backend *create(Create how, const Config *o, const char *plan_file, int l
     /* A fused GELU is of the unrounded sum; --recompute gelu takes it of what was kept, and would give other bits. */
     bool fuse = is(o->fused_gelu, "auto") ? !is(o->recompute, "gelu") : is(o->fused_gelu, "on");
     CudaOptions options = {.dtype = is(o->dtype, "auto") ? "bf16" : o->dtype, .attention = o->attention, .plan_file = plan_file, .fuse_gelu = fuse,
-                           .own_products = is(o->own_products, "on"), .graphs = is(o->graphs, "on"), .early_launch = is(o->early_launch, "on"),
-                           .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1};
+                           .graphs = is(o->graphs, "on"), .ordinal = (int)o->gpu + local_rank, .wrap = local_size > 1, .early_launch = is(o->early_launch, "on"),
+                           .own_products = is(o->own_products, "on") ? OWN_ON : is(o->own_products, "only") ? OWN_ONLY : OWN_OFF};
     return how(&options, e);
 }
 
 /* why: what kept --device auto from a GPU, or empty. */
 static Backend *open_cpu(const Config *o, const Error *why, char line[DEVICE_LINE], Error *e) {
-    bool bf16 = is(o->dtype, "bf16");
-    if (is(o->own_products, "on")) {
-        fail(e, EXIT_USAGE, "--own-products on: they are for GPUs (H100, H200); use --own-products off%s%s", why->code ? ". No GPU was taken: " : "", why->text);
-        return NULL;
-    }
-    if (bf16 || !is(o->attention, "ours")) {
-        fail(e, EXIT_USAGE, "%s%s%s%s", bf16 ? "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32" : "--attention ", bf16 ? "" : o->attention,
-             bf16 ? "" : ": the CPU backend has its own attention; use --attention ours", why->code ? ". No GPU was taken: " : "", why->text);
-        return NULL;
-    }
+    const char *bad = is(o->dtype, "bf16") ? "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32"
+                    : !is(o->own_products, "off") ? "--own-products: they are for GPUs (H100, H200); use --own-products off"
+                    : !is(o->attention, "ours") ? "--attention: the CPU backend has its own attention; use --attention ours" : NULL;
+    if (bad) return fail(e, EXIT_USAGE, "%s%s%s", bad, why->code ? ". No GPU was taken: " : "", why->text), NULL;
     Backend *b = cpu_backend_create(e);
     if (b) snprintf(line, DEVICE_LINE, "%s, %s%s%.700s%s", b->name, b->dtype, why->code ? " (no GPU: " : "", why->text, why->code ? ")" : "");
     return b;
