@@ -18,8 +18,7 @@ void attention_tile_forward(CudaBackend *, elem *out, float *lse, const elem *qk
 void attention_tile_backward(CudaBackend *, elem *dqkv, const elem *dout, const elem *out, const float *lse, const elem *qkv, float *delta,
                              AttentionShape);
 
-/* Where CudaBackend::hopper_attention says so. built: for the GPU that is current. */
-bool attention_hopper_built();
+/* Where CudaBackend::hopper_attention says so. */
 void attention_hopper_forward(CudaBackend *, elem *out, float *lse, const elem *qkv, AttentionShape);
 void attention_hopper_backward(CudaBackend *, elem *dqkv, const elem *dout, const elem *out, const float *lse, const elem *qkv, float *delta,
                                AttentionShape);

@@ -191,7 +191,7 @@ template <int D> static void run(CudaBackend *cuda, elem *out, float *lse, const
                   head_map(out, s, s.H * s.D), lse, head_map(qkv, s, 3 * s.H * s.D), x);
 }
 
-bool attention_hopper_built() {
+bool built_for_hopper() {
 #ifdef LLMC_EMU
     return true;
 #else

@@ -494,6 +494,10 @@ Backend *backend_create(const CudaOptions *options, Error *e) {
         else if (options->own_products != OWN_OFF && cuda->capability != 90)
             ok = fail(e, EXIT_USAGE, "--own-products: %s has compute capability %d.%d; these products are for 9.0 (H100, H200) alone; use --own-products off", cuda->device_name,
                       cuda->capability / 10, cuda->capability % 10);
+#if LLMC_BF16
+        else if (options->own_products != OWN_OFF && !built_for_hopper())
+            ok = fail(e, EXIT_USAGE, "--own-products: this build has no code for sm_90a (make cuda ARCH='80 90a'); use --own-products off");
+#endif
     }
     if (ok) {
         failing = cuda;

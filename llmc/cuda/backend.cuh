@@ -106,6 +106,8 @@ void cudnn_destroy(void *);
 bool cudnn_attention_forward(CudaBackend *, const AttentionForward *);
 bool cudnn_attention_backward(CudaBackend *, const AttentionBackward *);
 
+/* attention_hopper_forward.cu, in bf16 alone: this build has code for sm_90a; asked of the current GPU, which is one. */
+bool built_for_hopper();
 /* attention.cu: whether this GPU, build and compute type have the attention kernels for Hopper; else *e is set. */
 bool hopper_attention_create(CudaBackend *, Error *e);
 

@@ -329,10 +329,32 @@ bool own_takes(const CudaBackend *cuda, const Product *p, OwnChoice o) {
            (o.splits == 1 || p->c_float) && ceil_div(p->M, (size_t)(2 * M_TILE)) * ceil_div(p->N, (size_t)tile_n[o.tile]) * o.splits <= most;
 }
 
+/* Clusters that run at once: a pair of multiprocessors each, or what the driver says of this GPU (a part of one may hold fewer). */
+static unsigned clusters_of(const CudaBackend *cuda) {
+    const int pairs = cuda->sm_count > 1 ? cuda->sm_count / PAIR : 1;
+#ifdef LLMC_EMU
+    return (unsigned)pairs;
+#else
+    static int asked = -1, held;      /* of which GPU; the answer */
+    if (asked != cuda->options.ordinal) {
+        const Variant v = variant<192, true, K_MAJOR, K_MAJOR, FORM_ELEM>();
+        launch_prepare((const void *)v.kernel, "matmul_hopper_kernel", v.shared);
+        cudaLaunchAttribute cluster = {};
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = PAIR, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3((unsigned)(PAIR * pairs)), config.blockDim = dim3(THREADS), config.dynamicSmemBytes = v.shared, config.attrs = &cluster, config.numAttrs = 1;
+        cuda_check(cudaOccupancyMaxActiveClusters(&held, (const void *)v.kernel, &config), "asking how many clusters fit");
+        asked = cuda->options.ordinal;
+    }
+    return (unsigned)(held < 1 ? 1 : held < pairs ? held : pairs);
+#endif
+}
+
 /* Rounds of all clusters times the longest part, in cycles of the tensor cores (a stage: 4 N of them) with 4 stages for filling the ring; and for more than one
  * part the partial sums' bytes, written and read at 2,500 a cycle (4.3 TB/s). The least of that; the fewer where equal. A function of shape and GPU. */
 static int splits_for(const CudaBackend *cuda, const Product *p, int tile) {
-    const size_t depth = ceil_div(p->K, (size_t)DEPTH), clusters = cuda->sm_count > 1 ? (size_t)cuda->sm_count / PAIR : 1;
+    const size_t depth = ceil_div(p->K, (size_t)DEPTH), clusters = clusters_of(cuda);
     const size_t tiles = ceil_div(p->M, (size_t)(2 * M_TILE)) * ceil_div(p->N, (size_t)tile_n[tile]);
     double least = INFINITY;
     int best = 1;
@@ -383,7 +405,7 @@ void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Oper
     w.bias_grad = !grad ? NULL : split ? partial_grad : o->bias_grad;
     const TensorMap a = p->a_transposed ? map_of(o->a, p->K, M, p->a_row, DEPTH) : map_of(o->a, M, p->K, p->a_row, M_TILE);
     const TensorMap b = p->b_transposed ? map_of(o->b, p->N, p->K, p->b_row, N / 2) : map_of(o->b, p->K, p->N, p->b_row, DEPTH / 2);
-    const unsigned items = w.pairs * w.across * w.splits, clusters = cuda->sm_count > 1 ? (unsigned)cuda->sm_count / PAIR : 1;
+    const unsigned items = w.pairs * w.across * w.splits, clusters = clusters_of(cuda);
     launch_hopper("matmul_hopper_kernel", v.kernel, Cluster{PAIR, false}, dim3(PAIR * (items < clusters ? items : clusters)), dim3(THREADS), v.shared, cuda->stream, a, b, w);
     if (split) sum_splits(cuda, (float *)o->c, partial, M, p->N, row, p->c_row, choice.splits, p->add);
     if (split && grad) sum_splits(cuda, o->bias_grad, partial_grad, 1, M, round_up(M, (size_t)8), M, choice.splits, false);
