@@ -1,7 +1,8 @@
 /* Time of each op at the shapes of real steps, on any backend: median of many and spread, bytes and FLOPs, percent of what this device reached in
- * the same run (a large copy, a large product), and against the library's attention where there is one.
+ * the same run (a large copy, a large product); attention also by the library, and with --hopper by the kernels for
+ * Hopper, where there are such.
  *   bench_ops [--device cpu|cuda|emu] [--dtype bf16|fp32] [--shape NAME]... [--batch B] [--op NAME] [--product own|openblas] [--plan-file FILE]
- *             [--attention ours|hopper] [--own-products] [--print-plans] [--seconds S] [--json FILE] [--list]
+ *             [--hopper] [--own-products] [--print-plans] [--seconds S] [--json FILE] [--list]
  * bench_ops --device cuda --shape 124M --own-products --print-plans: our products beside the library's, a line a shape, each one's best time.
  * On a GPU the times are between events around each call, all calls issued at once, over operand sets that rotate past the L2. */
 #include "../../llmc/base/timer.h"
@@ -210,7 +211,7 @@ static double product_ceiling(Backend *b) {
 /* ---- the report ------------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    Backend *b, *library;     /* library: the same with the library's attention, or NULL */
+    Backend *b, *hopper, *library; /* the same with --attention hopper, with the library's attention; or NULL */
     double bandwidth, rate;
     FILE *json;
     int shown;
@@ -218,21 +219,24 @@ typedef struct {
 } Report;
 
 static void bench_row(Report *r, const Shape *s, const Row *row) {
-    double bytes, flops, library = 0;
+    double bytes, flops, hopper = 0, library = 0;
     if (!has_op(r->b, row->op)) { printf("%-10s %-19s is not in this build\n", s->name, op_names[row->op]); return; }
     Timing t = time_row(r->b, row, s->V, &bytes, &flops);
-    if (r->library && (row->op == OP_attention_forward || row->op == OP_attention_backward)) library = time_row(r->library, row, s->V, &bytes, &flops).median;
+    const bool attention = row->op == OP_attention_forward || row->op == OP_attention_backward;
+    if (r->hopper && attention) hopper = time_row(r->hopper, row, s->V, &bytes, &flops).median;
+    if (r->library && attention) library = time_row(r->library, row, s->V, &bytes, &flops).median;
     double by_bytes = bytes / r->bandwidth, by_flops = r->rate > 0 ? flops / r->rate : 0, floor = by_bytes > by_flops ? by_bytes : by_flops;
-    char ratio[16] = "";
-    if (library > 0) snprintf(ratio, sizeof ratio, "%.2fx", t.median / library);
-    printf("%-10s %-19s %-9s %9.4f %9.4f %9.4f %9.4f %8.1f %9.1f %5.0f%% %7s %5zu\n", s->name, op_names[row->op], row->what, 1e3 * t.median, 1e3 * t.low,
-           1e3 * t.high, 1e3 * floor, 1e-9 * bytes / t.median, 1e-9 * flops / t.median, 100 * floor / t.median, ratio, row->calls);
+    char by_hopper[16] = "", by_library[16] = "";
+    if (hopper > 0) snprintf(by_hopper, sizeof by_hopper, "%.2fx", t.median / hopper);
+    if (library > 0) snprintf(by_library, sizeof by_library, "%.2fx", t.median / library);
+    printf("%-10s %-19s %-9s %9.4f %9.4f %9.4f %9.4f %8.1f %9.1f %5.0f%% %7s %7s %5zu\n", s->name, op_names[row->op], row->what, 1e3 * t.median, 1e3 * t.low,
+           1e3 * t.high, 1e3 * floor, 1e-9 * bytes / t.median, 1e-9 * flops / t.median, 100 * floor / t.median, by_hopper, by_library, row->calls);
     fflush(stdout);
     if (r->json)
         fprintf(r->json, "%s\n  {\"shape\": \"%s\", \"B\": %zu, \"T\": %zu, \"op\": \"%s\", \"what\": \"%s\", \"calls\": %zu, \"median_s\": %.6g, \"p10_s\": %.6g, "
                 "\"p90_s\": %.6g, \"min_s\": %.6g, \"max_s\": %.6g, \"runs\": %d, \"bytes\": %.6g, \"flops\": %.6g, \"floor_s\": %.6g, "
-                "\"percent_of_ceiling\": %.4g, \"library_s\": %.6g}", r->shown ? "," : "", s->name, s->B, s->T, op_names[row->op], row->what, row->calls, t.median,
-                t.low, t.high, t.least, t.most, t.runs, bytes, flops, floor, 100 * floor / t.median, library);
+                "\"percent_of_ceiling\": %.4g, \"hopper_s\": %.6g, \"library_s\": %.6g}", r->shown ? "," : "", s->name, s->B, s->T, op_names[row->op], row->what, row->calls, t.median,
+                t.low, t.high, t.least, t.most, t.runs, bytes, flops, floor, 100 * floor / t.median, hopper, library);
     r->shown++;
     r->step += (double)row->calls * t.median;
 }
@@ -256,7 +260,7 @@ typedef struct {
     const char *device, *op, *json, *shape[SHAPES];
     int n_shapes;
     size_t batch;
-    bool blas, plans;
+    bool blas, plans, hopper;
     CudaOptions cuda;
 } Options;
 
@@ -264,7 +268,7 @@ static Options parse(int argc, char **argv) {
     Options o = {.device = "cpu", .blas = cpu_gemm_uses_blas(), .cuda = {.attention = "ours", .fuse_gelu = true, .graphs = true}};
     const struct option table[] = {{"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 't'}, {"shape", 1, NULL, 's'}, {"batch", 1, NULL, 'b'}, {"op", 1, NULL, 'o'},
                                    {"product", 1, NULL, 'p'}, {"plan-file", 1, NULL, 'f'}, {"seconds", 1, NULL, 'n'}, {"json", 1, NULL, 'j'},
-                                   {"own-products", 0, NULL, 'w'}, {"attention", 1, NULL, 'a'}, {"print-plans", 0, NULL, 'P'}, {"cpu-time", 0, NULL, 'c'}, {"list", 0, NULL, 'l'}, {NULL, 0, NULL, 0}};
+                                   {"own-products", 0, NULL, 'w'}, {"hopper", 0, NULL, 'h'}, {"print-plans", 0, NULL, 'P'}, {"cpu-time", 0, NULL, 'c'}, {"list", 0, NULL, 'l'}, {NULL, 0, NULL, 0}};
     for (int k; (k = getopt_long(argc, argv, "", table, NULL)) != -1;) {
         switch (k) {
         case 'd': o.device = optarg; break;
@@ -276,10 +280,10 @@ static Options parse(int argc, char **argv) {
         case 'f': o.cuda.plan_file = optarg; break;
         case 'n': seconds_a_row = strtod(optarg, NULL); break;
         case 'j': o.json = optarg; break;
-        case 'a': o.cuda.attention = optarg; break;
         case 'w': o.cuda.own_products = OWN_ON; break;
         case 'P': o.plans = true; break;
         case 'c': cpu_time = true; break;
+        case 'h': o.hopper = true; break;
         case 'l':
             for (int i = 0; i < SHAPES; i++) printf("%s: B %zu T %zu C %zu H %zu V %zu L %zu (default of --device %s)\n", shapes[i].name, shapes[i].B, shapes[i].T, shapes[i].C, shapes[i].H, shapes[i].V, shapes[i].L, shapes[i].device);
             exit(0);
@@ -304,15 +308,17 @@ int main(int argc, char **argv) {
     Report r = {.b = bench_open(o.device, &o.cuda, &e)};
     if (!r.b) return error_print(&e);
     if (o.json && !(r.json = fopen(o.json, "w"))) return fail(&e, EXIT_STORAGE, "%s: cannot be written", o.json), error_print(&e);
-    if (!strcmp(r.b->name, "cuda") && r.b->elem_bytes == 2) {
+    if (strcmp(r.b->name, "cpu") && r.b->elem_bytes == 2) {
         CudaOptions other = o.cuda;
+        other.attention = "hopper";
+        if (o.hopper && !(r.hopper = bench_open(o.device, &other, &e))) printf("without the attention for Hopper: %s\n", e.text);
         other.attention = "cudnn";
-        if (!(r.library = bench_open(o.device, &other, &e))) printf("without the library's attention: %s\n", e.text);
+        if (!strcmp(r.b->name, "cuda") && !(r.library = bench_open(o.device, &other, &e))) printf("without the library's attention: %s\n", e.text);
     }
     r.bandwidth = copy_ceiling(r.b), r.rate = product_ceiling(r.b);
     printf("%s %s (%s), %d CPU threads%s; ceilings: copy %.1f GB/s, product of %zu^3 %.1f GFLOP/s\n", r.b->name, r.b->dtype, r.b->device ? r.b->device : "no name",
            cpu_threads(), strcmp(o.device, "cpu") ? "" : o.blas ? ", OpenBLAS" : ", own products", 1e-9 * r.bandwidth, product_size(r.b), 1e-9 * r.rate);
-    printf("%-10s %-19s %-9s %9s %9s %9s %9s %8s %9s %6s %7s %5s\n", "shape", "op", "", "median ms", "p10", "p90", "floor ms", "GB/s", "GFLOP/s", "of max", "library",
+    printf("%-10s %-19s %-9s %9s %9s %9s %9s %8s %9s %6s %7s %7s %5s\n", "shape", "op", "", "median ms", "p10", "p90", "floor ms", "GB/s", "GFLOP/s", "of max", "hopper", "library",
            "calls");
     if (r.json)
         fprintf(r.json, "{\"device\": \"%s\", \"backend\": \"%s\", \"dtype\": \"%s\", \"cpu_threads\": %d, \"copy_bytes_per_s\": %.6g, \"product_size\": %zu, "
@@ -328,6 +334,7 @@ int main(int argc, char **argv) {
         if (fclose(r.json)) return fail(&e, EXIT_STORAGE, "%s: could not be written in full", o.json), error_print(&e);
     }
     if (o.plans && r.b->print_plans) r.b->print_plans(r.b, stdout);
+    if (r.hopper) r.hopper->destroy(r.hopper);
     if (r.library) r.library->destroy(r.library);
     r.b->destroy(r.b);
     if (!r.shown) return fail(&e, EXIT_USAGE, "nothing was timed: no such --op or --shape; --list shows the shapes"), error_print(&e);

@@ -145,7 +145,7 @@ typedef struct Graph *cudaGraph_t;
 typedef struct Graph *cudaGraphExec_t;
 cudaError_t cudaGetDeviceCount(int *count);                         /* LLMC_EMU_GPUS, default 1: one is like another, and none is shared */
 cudaError_t cudaSetDevice(int ordinal);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal); /* LLMC_EMU_CAPABILITY, default 9.0 */
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes); /* LLMC_EMU_MEMORY bytes in all, default 4 GiB */
 cudaError_t cudaMalloc(void **p, size_t bytes);                     /* filled with 0xFF: NaN */
 cudaError_t cudaFree(void *p);

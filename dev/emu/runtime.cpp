@@ -113,7 +113,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int ordinal) {
     gethostname(p->uuid.bytes, sizeof p->uuid.bytes - 1);
     p->uuid.bytes[15] = (char)ordinal;
     snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 9, p->multiProcessorCount = 4; /* few: loops over the grid take more than one round in small tests */
+    const char *capability = getenv("LLMC_EMU_CAPABILITY");
+    const int tenths = capability ? (int)(10 * atof(capability) + 0.5) : 90;
+    p->major = tenths / 10, p->minor = tenths % 10, p->multiProcessorCount = 4; /* few: loops over the grid take more than one round in small tests */
     p->totalGlobalMem = device_total();
     p->sharedMemPerBlockOptin = SHARED_LIMIT;
     return cudaSuccess;

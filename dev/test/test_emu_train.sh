@@ -48,6 +48,11 @@ done
 train nographs --graphs off; check recorded_and_issued_same_bits same_tensors bf16 nographs
 train block --recompute block; check recomputation_same_bits same_tensors bf16 block
 
+train hopper --attention hopper; check trains_with_attention_for_hopper test $? -eq 0
+check and_is_near_the_other awk '{d = $2 - $4; if (d < 0) d = -d; if (d > 0.03) bad = 1} END {exit bad || NR != 6}' <(paste -d' ' <(losses bf16) <(losses hopper))
+check but_has_its_own_order_of_sums differ bf16 hopper
+train hopper2 --attention hopper --graphs off; check attention_for_hopper_same_bits_twice same_tensors hopper hopper2
+
 train stochastic --rounding stochastic; check trains_with_stochastic_rounding test $? -eq 0
 check stochastic_rounding_differs differ bf16 stochastic
 LLMC_FAULT=kill@step=5 train stochastic2 --rounding stochastic
@@ -73,9 +78,9 @@ LLMC_EMU_MEMORY=11000000 train small_gpu; check out_of_memory_is_one_message tes
 check and_names_the_row grep -qE 'error: out of memory on the GPU \(emulated GPU\): .* \(.*\) needs' "$work/out"
 LLMC_EMU_MEMORY=60000000 train auto --batch auto --total-batch 560 --steps 1 --save-every 0; check batch_auto_fits test $? -eq 0
 check and_says_what_it_chose grep -qE 'batch.*micro-batch [1248] x 70' "$work/out"
-train hopper --attention hopper --save-every 0; check trains_with_attention_for_hopper test $? -eq 0
-check its_losses_near_the_others awk '{d = $2 - $4; if (d < 0) d = -d; if (d > 0.01) bad = 1} END {exit bad || NR != 6}' <(paste -d' ' <(losses hopper | head -6) <(losses bf16 | head -6))
-train hopper_fp32 --attention hopper --dtype fp32; check attention_for_hopper_in_fp32_is_refused test $? -eq 2
+train hopper32 --attention hopper --dtype fp32 --steps 1; check attention_for_hopper_is_for_bf16 test $? -eq 2
+LLMC_EMU_CAPABILITY=8.0 train ampere --attention hopper --steps 1; check and_for_hopper test $? -eq 2
+check and_says_why grep -q 'compute capability 8.0; its kernels are for 9.0' "$work/out"
 LLMC_EMU_MATMUL=own-fast train own --own-products on --print-plans --save-every 0; check trains_with_own_products test $? -eq 0
 check all_of_them_own test "$(grep -c ' | own 128x' "$work/out")" -ge 8 -a "$(grep -c ' us, own ' "$work/out")" -eq "$(grep -c ' | own 128x' "$work/out")"
 check own_products_near_the_librarys awk '{d = $2 - $4; if (d < 0) d = -d; if (d > 0.01) bad = 1} END {exit bad || NR != 6}' <(paste -d' ' <(losses own) <(losses bf16 | head -6))

@@ -297,6 +297,7 @@ done <<'CASES'
 2|known|--dry-run --model gpt9
 2|bf16|--data x --out y --dtype bf16
 2|cudnn|--data x --out y --attention cudnn
+2|attention hopper|--data x --out y --attention hopper
 2|built without CUDA; use|--data x --out y --device cuda
 2|or auto|--data x --out y --batch no
 2|give a number|--dry-run --batch auto

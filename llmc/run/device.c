@@ -27,10 +27,10 @@ static Backend *create(Create how, const Config *o, const char *plan_file, int l
 
 /* why: what kept --device auto from a GPU, or empty. */
 static Backend *open_cpu(const Config *o, const Error *why, char line[DEVICE_LINE], Error *e) {
-    const char *bad = is(o->dtype, "bf16") ? "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32"
-                    : !is(o->own_products, "off") ? "--own-products: they are for GPUs (H100, H200); use --own-products off"
-                    : !is(o->attention, "ours") ? "--attention: the CPU backend has its own attention; use --attention ours" : NULL;
-    if (bad) return fail(e, EXIT_USAGE, "%s%s%s", bad, why->code ? ". No GPU was taken: " : "", why->text), NULL;
+    const char *no_gpu = why->code ? ". No GPU was taken: " : "";
+    if (is(o->dtype, "bf16")) return fail(e, EXIT_USAGE, "--dtype bf16: the CPU backend computes in fp32; use --dtype fp32%s%s", no_gpu, why->text), NULL;
+    if (!is(o->own_products, "off")) return fail(e, EXIT_USAGE, "--own-products %s: they are for GPUs (H100, H200); use off%s%s", o->own_products, no_gpu, why->text), NULL;
+    if (!is(o->attention, "ours")) return fail(e, EXIT_USAGE, "--attention %s: the CPU backend has its own; use --attention ours%s%s", o->attention, no_gpu, why->text), NULL;
     Backend *b = cpu_backend_create(e);
     if (b) snprintf(line, DEVICE_LINE, "%s, %s%s%.700s%s", b->name, b->dtype, why->code ? " (no GPU: " : "", why->text, why->code ? ")" : "");
     return b;
