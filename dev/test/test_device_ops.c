@@ -389,7 +389,7 @@ static void test_op(void) {
 }
 
 static void run_op(const char *name, OpId op) {
-    char title[64];
+    char title[128];
     op_under_test = op;
     snprintf(title, sizeof title, "%s %s", name, op_names[op]);
     test_run(title, test_op);
