@@ -35,6 +35,9 @@ template <int STAGES> struct Ring {
     }
 };
 
+/* A consumer's warpgroup, 0 or 1, from a lane's word to all: so the compiler knows that it and what follows from it, stages and descriptors, is a warp's. */
+__device__ __forceinline__ unsigned hopper_group() { return __shfl_sync(FULL_MASK, threadIdx.x / GROUP_THREADS, 0) - 1; }
+
 /* ---- tiles in shared memory -------------------------------------------------------------------------------------------------------- */
 
 /* (B, T, columns) as TMA sees it, in boxes of 64 rows of 64 columns: reads zeros and writes nothing from row T on, of each sequence. */

@@ -9,7 +9,9 @@
 
 namespace LLMC_NS {
 
-template <bool LAST> struct Last { enum { value = LAST }; }; /* the last step of a tile is compiled apart: no wgmma behind a condition, which would serialise all */
+/* A number that a lambda is compiled for. The last step of a tile is: a wgmma behind a condition would serialise all. The two warpgroups are: where a step is in
+ * its ring then depends on nothing that belongs to a thread, so descriptors are computed once a warp, in uniform registers. */
+template <int N> struct Constant { enum { value = N }; };
 enum { STEP = 64 };           /* rows of the other kind at a time, columns of scores: 32 registers */
 
 /* Two neighbouring weights p = exp2(scale s - lse), rounded to bf16 and packed; lse in powers of two. */
@@ -43,18 +45,12 @@ template <int D, int PARTS, int OWN, int RING, int STATS> struct BackwardHopper 
         }
         __syncthreads();
     }
-    /* A step that a warpgroup leaves out, by one thread alone: another that waited too might come when the stage has been filled anew, and wait for ever. */
-    __device__ __forceinline__ void skip(const Ring<STAGES> &ring) const {
-        mbarrier_wait(&first_full[ring.stage], ring.phase);
-        mbarrier_wait(&second_full[ring.stage], ring.phase);
-        mbarrier_arrive(&first_empty[ring.stage]), mbarrier_arrive(&second_empty[ring.stage]);
-    }
 };
 /* A tensor's 128 rows into tiles of 64. */
 template <int D> __device__ __forceinline__ void own_load(unsigned char *tiles, const TensorMap &map, uint64_t *full, int column, int row, int b) {
     NO_UNROLL for (int i = 0; i < HOPPER_GROUPS; i++) head_load<D, GROUP_ROWS>(tiles + i * GROUP_ROWS * 2 * D, map, full, column, row + i * GROUP_ROWS, b);
 }
-/* A warpgroup's sums to memory through a tile of 64 rows that it alone still uses; waits until they have left it. All of the warpgroup. */
+/* A warpgroup's sums to memory through a tile of 64 rows that it alone still uses; the first thread then waits until they have left it. */
 template <int D> __device__ __forceinline__ void own_store(const TensorMap &map, unsigned char *tile, const float (&acc)[D / 2], int column, int row, int b, unsigned group) {
     head_stage<D>(tile, acc);
     named_sync(GROUP_BARRIER + group, GROUP_THREADS);
@@ -91,11 +87,13 @@ template <int D> __device__ __forceinline__ void hopper_delta(float *to_shared, 
  * dqkv (B, T, 3C): the q part =; delta (B, H, T) =; dout, out (B, T, C), lse (B, H, T), qkv (B, T, 3C) in; all but lse and delta as tensor maps.
  * Block: persistent, one an SM, tiles of 128 queries of one head, last ones first (attention_hopper_forward_kernel says why).
  * Warpgroup 0: warp 0 brings the tile's own rows and keys, warp 1 values. Warpgroups 1 and 2: 64 queries each; first delta. Then over blocks of 64 keys from
- *   the diagonal down: S = Q K^T, dP = dO V^T, dQ += dS K with dS in registers. In the order of issue: S j+1, then dQ j and dP j+1, and so on, so that P of a block
- *   is computed under dQ and dP, dS under S. Q (and at D = 64 dO) in registers.
+ *   the diagonal down: S = Q K^T, dP = dO V^T, dQ += dS K with dS in registers. In the order of issue: dP j, S j+1, dQ j, dP j+1 and so on; so P j is computed
+ *   under dQ j-1 and dP j, dS j under S j+1. Only dQ is under way where the loop closes: what a wait there would leave for the next round, ptxas gives up on and
+ *   serialises. Q (and at D = 64 dO) in registers. The first block of keys is none of group 0's: the producer gives it back in its place.
  * Rows from T on: q, dout, out and lse count as zeros; keys from T on are seen by such rows only; not stored.
  * Bytes: q, dout, out, lse, dq, delta once; k and v once from memory and T/256 times from the L2. Shared memory, a warpgroup and step: at D = 64 24 KB for 384 cycles
- *   of tensor cores; at 128 64 KB for 768, of each 128 bytes. FLOPs: 6 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step.
+ *   of tensor cores; at 128 64 KB for 768, of each 128 bytes. FLOPs: 6 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step;
+ *   instructions: two warps a scheduler, 2 x 267 for 768 cycles of tensor cores at D = 64, 2 x 296 for 1536 at 128. Bound: the products.
  * Registers: 168 at launch, 240 a consumer, no spills; shared 161 KB, 193 KB.
  * Sums: keys in blocks of 64 descending, within one ascending by 16, in float; order depends on T alone.
  * Error: p and ds rounded to bf16 (2^-9 each), one rounding of dq, the rounding of out that delta inherits, plus float sums.
@@ -128,6 +126,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             uint64_t *full = keys ? tile.first_full : tile.second_full, *empty = keys ? tile.first_empty : tile.second_empty;
             NO_UNROLL for (int key = first + HOPPER_ROWS - STEP; key >= 0; key -= STEP, ring.next()) {
                 mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+                if (key == first + HOPPER_ROWS - STEP) mbarrier_arrive(&empty[ring.stage]); /* for the warpgroup that leaves it out */
                 mbarrier_arrive_expect(&full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(to + ring.stage * Tile::STEP_BYTES, qkv, &full[ring.stage], column + (keys ? 1 : 2) * x.out_row, key, b);
             }
@@ -136,87 +135,86 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     }
 
     registers_more<CONSUMER_REGISTERS>();
-    const unsigned group = threadIdx.x / GROUP_THREADS - 1;
-    const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
-    const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
-    const uint32_t first_at = shared_address(shared + Tile::FIRST_AT);
-    const uint64_t k_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), k_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
-    const uint64_t v_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared + Tile::SECOND_AT), STEP);
-    float *own_delta = (float *)(void *)(shared + Tile::STATS_AT) + group * GROUP_ROWS;
-    for (unsigned round = 0; hopper_tile(place, x, round); round++) {
-        const Ring<Tile::OWN_STAGES> own = Ring<Tile::OWN_STAGES>::of_use(round);
-        const int first = (int)(x.blocks - 1 - place.block) * HOPPER_ROWS + (int)group * GROUP_ROWS;
-        unsigned char *q_rows = shared + own.stage * Tile::OWN_BYTES + group * Tile::GROUP_BYTES, *dout_rows = q_rows + Tile::PART_BYTES;
-        float acc[D / 2], s[STEP / 2], dp[STEP / 2], row_lse[2], row_delta[2];
-        uint32_t p[STEP / 16][4], ds[STEP / 16][4];
-        GroupLeft<D, true> q;
-        GroupLeft<D, D == 64> d_out;
-        UNROLL for (int half = 0; half < 2; half++) {
-            const int t = first + row + 8 * half;
-            row_lse[half] = t < x.T ? lse[(size_t)place.head * x.T + t] * LOG2_E : 0;
-        }
-        if (group == 0) { /* does not see the first block of keys */
-            if (one) tile.skip(ring);
-            ring.next();
-        }
-        mbarrier_wait(&tile.own_full[own.stage], own.phase);
-        q.init(q_rows);
-        d_out.init(dout_rows);
-        mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
-        wgmma_fence(s);
-        group_scores(s, q, k_scores + (ring.stage * Tile::STEP_BYTES >> 4));
-        wgmma_commit();
-        hopper_delta<D>(own_delta, delta + (size_t)place.head * x.T, dout_rows, dout_rows + Tile::PART_BYTES, first, x.T);
-        UNROLL for (int half = 0; half < 2; half++) row_delta[half] = own_delta[row + 8 * half];
-        group_zero(acc);
-        wgmma_wait<0>(s);
-
-        const int last = first / STEP;
-        Ring<Tile::STAGES> before = ring; /* its keys are still summed */
-        const auto step = [&](int j, auto is_last) {
-            constexpr bool LAST = decltype(is_last)::value;
-            const Ring<Tile::STAGES> now = ring;
-            mbarrier_wait(&tile.second_full[now.stage], now.phase);
-            wgmma_fence(dp);
-            group_scores(dp, d_out, v_scores + (now.stage * Tile::STEP_BYTES >> 4));
-            wgmma_commit();
-            if (j == 0) {
-                UNROLL for (int i = 0; i < 4; i++) {
-                    const int seen = row + i / 2 * 8 - lane % 4 * 2 - i % 2; /* column 8 n is seen up to this one */
-                    UNROLL for (int n = 0; n < STEP / 8; n++) s[4 * n + i] = 8 * n > seen ? -INFINITY : s[4 * n + i];
-                }
+    const auto consume = [&](auto which) {
+        constexpr unsigned group = decltype(which)::value;
+        const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
+        const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
+        const uint32_t first_at = shared_address(shared + Tile::FIRST_AT);
+        const uint64_t k_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), k_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
+        const uint64_t v_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared + Tile::SECOND_AT), STEP);
+        float *own_delta = (float *)(void *)(shared + Tile::STATS_AT) + group * GROUP_ROWS;
+        for (unsigned round = 0; hopper_tile(place, x, round); round++) {
+            const Ring<Tile::OWN_STAGES> own = Ring<Tile::OWN_STAGES>::of_use(round);
+            const int first = (int)(x.blocks - 1 - place.block) * HOPPER_ROWS + (int)group * GROUP_ROWS;
+            unsigned char *q_rows = shared + own.stage * Tile::OWN_BYTES + group * Tile::GROUP_BYTES, *dout_rows = q_rows + Tile::PART_BYTES;
+            float acc[D / 2], s[STEP / 2], dp[STEP / 2], row_lse[2], row_delta[2];
+            uint32_t p[STEP / 16][4], ds[STEP / 16][4];
+            GroupLeft<D, true> q;
+            GroupLeft<D, D == 64> d_out;
+            UNROLL for (int half = 0; half < 2; half++) {
+                const int t = first + row + 8 * half;
+                row_lse[half] = t < x.T ? lse[(size_t)place.head * x.T + t] * LOG2_E : 0;
             }
-            UNROLL for (int k = 0; k < STEP / 16; k++)
-                UNROLL for (int i = 0; i < 4; i++) p[k][i] = hopper_weights(group_pair(s, k, i), x.scale_log2, make_float2(row_lse[i % 2], row_lse[i % 2]));
-            group_pin(p);
-            if constexpr (!LAST) {
-                ring.next();
-                mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
-                wgmma_fence(s);
-                group_scores(s, q, k_scores + (ring.stage * Tile::STEP_BYTES >> 4));
-                wgmma_commit();
-                wgmma_wait<1>(dp);
-            } else wgmma_wait<0>(dp);
-            if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
-            if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
-            UNROLL for (int k = 0; k < STEP / 16; k++)
-                UNROLL for (int i = 0; i < 4; i++) ds[k][i] = hopper_gradients(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
-            group_pin(ds);
-            wgmma_fence(acc);
-            group_accumulate<D>(acc, ds, k_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+            if constexpr (group == 0) ring.next(); /* does not see the first block of keys: the producer has given it back */
+            mbarrier_wait(&tile.own_full[own.stage], own.phase);
+            q.init(q_rows);
+            d_out.init(dout_rows);
+            mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
+            wgmma_fence(s);
+            group_scores(s, q, k_scores + (ring.stage * Tile::STEP_BYTES >> 4));
             wgmma_commit();
-            if constexpr (!LAST) wgmma_wait<1>(s);
-            before = now;
-        };
-        NO_UNROLL for (int j = 0; j < last; j++) step(j, Last<false>());
-        step(last, Last<true>());
-        ring.next();
-        wgmma_wait<0>(acc);
-        if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
-        group_scale(acc, x.scale);
-        own_store<D>(dqkv, q_rows, acc, (int)place.head % x.H * D, first, (int)place.head / x.H, group);
-        if (one) bulk_wait_read<0>(), mbarrier_arrive(&tile.own_empty[own.stage]);
-    }
+            hopper_delta<D>(own_delta, delta + (size_t)place.head * x.T, dout_rows, dout_rows + Tile::PART_BYTES, first, x.T);
+            UNROLL for (int half = 0; half < 2; half++) row_delta[half] = own_delta[row + 8 * half];
+            group_zero(acc);
+            wgmma_wait<0>(s);
+            UNROLL for (int i = 0; i < 4; i++) {
+                const int seen = row + i / 2 * 8 - lane % 4 * 2 - i % 2; /* column 8 n is seen up to this one */
+                UNROLL for (int n = 0; n < STEP / 8; n++) s[4 * n + i] = 8 * n > seen ? -INFINITY : s[4 * n + i];
+            }
+
+            const int last = first / STEP;
+            Ring<Tile::STAGES> before = ring; /* its keys are still summed */
+            const auto step = [&](int j, auto is_last) {
+                constexpr bool LAST = decltype(is_last)::value;
+                const Ring<Tile::STAGES> now = ring;
+                mbarrier_wait(&tile.second_full[now.stage], now.phase);
+                wgmma_fence(dp);
+                group_scores(dp, d_out, v_scores + (now.stage * Tile::STEP_BYTES >> 4));
+                wgmma_commit();
+                UNROLL for (int k = 0; k < STEP / 16; k++)
+                    UNROLL for (int i = 0; i < 4; i++) p[k][i] = hopper_weights(group_pair(s, k, i), x.scale_log2, make_float2(row_lse[i % 2], row_lse[i % 2]));
+                group_pin(p);
+                if constexpr (!LAST) {
+                    ring.next();
+                    mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
+                    wgmma_fence(s);
+                    group_scores(s, q, k_scores + (ring.stage * Tile::STEP_BYTES >> 4));
+                    wgmma_commit();
+                    wgmma_wait<1>(dp);
+                } else wgmma_wait<0>(dp);
+                if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
+                if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
+                UNROLL for (int k = 0; k < STEP / 16; k++)
+                    UNROLL for (int i = 0; i < 4; i++) ds[k][i] = hopper_gradients(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
+                group_pin(ds);
+                wgmma_fence(acc);
+                group_accumulate<D>(acc, ds, k_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                wgmma_commit();
+                if constexpr (!LAST) wgmma_wait<1>(s);
+                before = now;
+            };
+            NO_UNROLL for (int j = 0; j < last; j++) step(j, Constant<0>());
+            step(last, Constant<1>());
+            ring.next();
+            wgmma_wait<0>(acc);
+            if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
+            group_scale(acc, x.scale);
+            own_store<D>(dqkv, q_rows, acc, (int)place.head % x.H * D, first, (int)place.head / x.H, group);
+            if (one) bulk_wait_read<0>(), mbarrier_arrive(&tile.own_empty[own.stage]);
+        }
+    };
+    if (hopper_group() == 0) consume(Constant<0>());
+    else consume(Constant<1>());
 }
 
 /* ---- dk and dv -------------------------------------------------------------------------------------------------------------- */
@@ -230,11 +228,13 @@ template <int D> using KeyHopper = BackwardHopper<D, 2, 2, D == 64 ? 4 : 3, (D =
  * Block: persistent, one an SM, tiles of 128 keys of one head, first ones first (most queries see them).
  * Warpgroup 0: warp 0 brings the tile's own rows and queries, warp 1 dout, by one thread each; warps 2 and 3 their lse (in powers of two) and delta, two queries a lane.
  *   Warpgroups 1 and 2: 64 keys each, over blocks of 64 queries from the diagonal on: S^T = K Q^T and dP^T = V dO^T have keys as rows, so that P^T and dS^T in
- *   registers are the left operands of dV += P^T dO and dK += dS^T Q. In the order of issue: dV j and S j+1, then dK j and dP j+1, so that dS of a block is computed
- *   under dV and S, P under dK and dP. K and V in registers at D = 64.
+ *   registers are the left operands of dV += P^T dO and dK += dS^T Q. In the order of issue at D = 64: dP j, dV j and S j+1, dK j, dP j+1 and so on; so P j is
+ *   computed under dK j-1 and dP j, dS j under dV j and S j+1; K and V are in registers. At D = 128, where registers are short, S j after dK j-1: P j under dP j, dS j
+ *   under dV j. The first block of queries is none of group 1's: the producers give it back in its place.
  * Rows from T on: q, dout, lse and delta count as zeros, so that p = 1 meets dout = 0 and ds is 0; keys are not stored.
  * Bytes: k, v, dk, dv once; q, dout, lse, delta once from memory and T/256 times from the L2. Shared memory, a warpgroup and step: 32 KB for 512 cycles of tensor cores
- *   at D = 64; at 128 96 KB for 1024, of each 128 bytes. FLOPs: 8 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step.
+ *   at D = 64; at 128 96 KB for 1024, of each 128 bytes. FLOPs: 8 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step;
+ *   instructions: two warps a scheduler, 2 x 302 for 1024 cycles of tensor cores at D = 64, 2 x 387 for 2048 at 128. Bound: the products.
  * Registers: 168 at launch, 240 a consumer, no spills; shared 130 KB, 226 KB.
  * Sums: queries ascending by 16, in float; order depends on T alone.
  * Error: p and ds rounded to bf16 (2^-9 each), one rounding of the result, the rounding of out that delta inherits, plus float sums.
@@ -250,17 +250,17 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     const Tile tile(shared, 1 + 2 * WARP);
     TilePlace place;
     Ring<Tile::STAGES> ring;
-    const int all_steps = ceil_div(x.T, (int)STEP);
+    const int end = (int)x.blocks * HOPPER_ROWS; /* whole tiles: a step of zeros where T ends in the first half of one */
     if (threadIdx.x < GROUP_THREADS) {
         registers_fewer<PRODUCER_REGISTERS>();
         const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
         if (warp < 2 && lane) return;
-        /* Each tile's first row, columns and number of steps, to what brings them; apart for each kind, since 24 registers are few. */
+        /* Each tile's first row, columns and sequence to what brings them; apart for each kind, since 24 registers are few. */
         const auto for_tiles = [&](auto bring) {
             for (unsigned round = 0; hopper_tile(place, x, round); round++)
-                bring(round, (int)place.block * HOPPER_ROWS, (int)place.head % x.H * D, (int)place.head / x.H, max(all_steps, ((int)place.block + 1) * (int)HOPPER_GROUPS) * STEP);
+                bring(round, (int)place.block * HOPPER_ROWS, (int)place.head % x.H * D, (int)place.head / x.H);
         };
-        const auto bring_stats = [&](const float *from, int at, float factor, int first, int end) {
+        const auto bring_stats = [&](const float *from, int at, float factor, int first) {
             NO_UNROLL for (int t = first + (int)lane; t < end; t += STEP, ring.next()) {
                 const float x0 = t < x.T ? from[t] : 0, x1 = t + WARP < x.T ? from[t + WARP] : 0;
                 float *to = stats + ring.stage * 2 * STEP + at + lane;
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 mbarrier_arrive(&tile.first_full[ring.stage]);
             }
         };
-        if (warp == 0) for_tiles([&](unsigned round, int first, int column, int b, int end) {
+        if (warp == 0) for_tiles([&](unsigned round, int first, int column, int b) {
             const Ring<Tile::OWN_STAGES> own = Ring<Tile::OWN_STAGES>::of_use(round);
             unsigned char *to = shared + own.stage * Tile::OWN_BYTES;
             mbarrier_wait(&tile.own_empty[own.stage], own.phase ^ 1);
@@ -278,108 +278,116 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             own_load<D>(to + Tile::PART_BYTES, qkv, &tile.own_full[own.stage], column + 2 * x.out_row, first, b);
             NO_UNROLL for (int query = first; query < end; query += STEP, ring.next()) {
                 mbarrier_wait(&tile.first_empty[ring.stage], ring.phase ^ 1);
+                if (query == first) mbarrier_arrive(&tile.first_empty[ring.stage]); /* for the warpgroup that leaves it out */
                 mbarrier_arrive_expect(&tile.first_full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(shared + Tile::FIRST_AT + ring.stage * Tile::STEP_BYTES, qkv, &tile.first_full[ring.stage], column, query, b);
             }
         });
-        else if (warp == 1) for_tiles([&](unsigned, int first, int column, int b, int end) {
+        else if (warp == 1) for_tiles([&](unsigned, int first, int column, int b) {
             NO_UNROLL for (int query = first; query < end; query += STEP, ring.next()) {
                 mbarrier_wait(&tile.second_empty[ring.stage], ring.phase ^ 1);
+                if (query == first) mbarrier_arrive(&tile.second_empty[ring.stage]);
                 mbarrier_arrive_expect(&tile.second_full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(shared + Tile::SECOND_AT + ring.stage * Tile::STEP_BYTES, dout, &tile.second_full[ring.stage], column, query, b);
             }
         });
-        else if (warp == 2) for_tiles([&](unsigned, int first, int, int, int end) { bring_stats(lse + (size_t)place.head * x.T, 0, LOG2_E, first, end); });
-        else for_tiles([&](unsigned, int first, int, int, int end) { bring_stats(delta + (size_t)place.head * x.T, STEP, 1, first, end); });
+        else if (warp == 2) for_tiles([&](unsigned, int first, int, int) { bring_stats(lse + (size_t)place.head * x.T, 0, LOG2_E, first); });
+        else for_tiles([&](unsigned, int first, int, int) { bring_stats(delta + (size_t)place.head * x.T, STEP, 1, first); });
         return;
     }
 
     registers_more<CONSUMER_REGISTERS>();
-    const unsigned group = threadIdx.x / GROUP_THREADS - 1;
-    const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
-    const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
-    const uint32_t first_at = shared_address(shared + Tile::FIRST_AT), second_at = shared_address(shared + Tile::SECOND_AT);
-    const uint64_t q_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), q_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
-    const uint64_t dout_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(second_at, STEP), dout_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(second_at, STEP);
-    for (unsigned round = 0; hopper_tile(place, x, round); round++) {
-        const Ring<Tile::OWN_STAGES> own = Ring<Tile::OWN_STAGES>::of_use(round);
-        const int first = (int)place.block * HOPPER_ROWS, steps = max(all_steps - first / STEP, (int)HOPPER_GROUPS) - (int)group;
-        unsigned char *k_rows = shared + own.stage * Tile::OWN_BYTES + group * Tile::GROUP_BYTES, *v_rows = k_rows + Tile::PART_BYTES;
-        float dk[D / 2], dv[D / 2], s[STEP / 2], dp[STEP / 2];
-        uint32_t p[STEP / 16][4], ds[STEP / 16][4];
-        GroupLeft<D, D == 64> k, v;
-        if (group == 1) { /* is not seen by the first block of queries */
-            if (one) tile.skip(ring);
-            ring.next();
-        }
-        mbarrier_wait(&tile.own_full[own.stage], own.phase);
-        k.init(k_rows);
-        v.init(v_rows);
-        const auto issue_scores = [&]() {
-            mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
-            wgmma_fence(s);
-            group_scores(s, k, q_scores + (ring.stage * Tile::STEP_BYTES >> 4));
-        };
-        if constexpr (AHEAD) issue_scores(), wgmma_commit();
-        group_zero(dk), group_zero(dv);
-        if constexpr (AHEAD) wgmma_wait<0>(s);
-        Ring<Tile::STAGES> before = ring; /* its queries are still summed */
-        const auto step = [&](int j, auto is_last) {
-            constexpr bool LAST = decltype(is_last)::value;
-            const Ring<Tile::STAGES> now = ring;
-            if constexpr (!AHEAD) issue_scores(), wgmma_commit();
-            mbarrier_wait(&tile.second_full[now.stage], now.phase);
-            wgmma_fence(dp);
-            group_scores(dp, v, dout_scores + (now.stage * Tile::STEP_BYTES >> 4));
-            wgmma_commit();
-            if constexpr (!AHEAD) wgmma_wait<1>(s);
-            const float *now_lse = stats + now.stage * 2 * STEP + lane % 4 * 2, *now_delta = now_lse + STEP;
-            if (j == 0) {
+    const auto consume = [&](auto which) {
+        constexpr unsigned group = decltype(which)::value;
+        const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
+        const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
+        const uint32_t first_at = shared_address(shared + Tile::FIRST_AT), second_at = shared_address(shared + Tile::SECOND_AT);
+        const uint64_t q_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), q_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
+        const uint64_t dout_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(second_at, STEP), dout_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(second_at, STEP);
+        for (unsigned round = 0; hopper_tile(place, x, round); round++) {
+            const Ring<Tile::OWN_STAGES> own = Ring<Tile::OWN_STAGES>::of_use(round);
+            const int first = (int)place.block * HOPPER_ROWS, steps = (int)((x.blocks - place.block) * HOPPER_GROUPS - group);
+            unsigned char *k_rows = shared + own.stage * Tile::OWN_BYTES + group * Tile::GROUP_BYTES, *v_rows = k_rows + Tile::PART_BYTES;
+            float dk[D / 2], dv[D / 2], s[STEP / 2], dp[STEP / 2];
+            uint32_t p[STEP / 16][4], ds[STEP / 16][4];
+            GroupLeft<D, D == 64> k, v;
+            if constexpr (group == 1) ring.next(); /* is not seen by the first block of queries: the producers have given it back */
+            mbarrier_wait(&tile.own_full[own.stage], own.phase);
+            k.init(k_rows);
+            v.init(v_rows);
+            const auto issue_scores = [&]() {
+                mbarrier_wait(&tile.first_full[ring.stage], ring.phase);
+                wgmma_fence(s);
+                group_scores(s, k, q_scores + (ring.stage * Tile::STEP_BYTES >> 4));
+            };
+            if constexpr (AHEAD) issue_scores(), wgmma_commit();
+            group_zero(dk), group_zero(dv);
+            const auto mask = [&]() { /* of the first step */
                 UNROLL for (int i = 0; i < 4; i++) {
                     const int unseen = row + i / 2 * 8 - lane % 4 * 2 - i % 2; /* columns 8 n below this one */
                     UNROLL for (int n = 0; n < STEP / 8; n++) s[4 * n + i] = 8 * n < unseen ? -INFINITY : s[4 * n + i];
                 }
+            };
+            if constexpr (AHEAD) {
+                wgmma_wait<0>(s);
+                mask();
             }
-            UNROLL for (int n = 0; n < STEP / 8; n++) {
-                const float2 c = *(const float2 *)(const void *)(now_lse + 8 * n); /* of the two columns */
-                UNROLL for (int half = 0; half < 2; half++)
-                    p[n / 2][n % 2 * 2 + half] = hopper_weights(make_float2(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]), x.scale_log2, c);
-            }
-            group_pin(p);
-            wgmma_fence(dv);
-            group_accumulate<D>(dv, p, dout_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
-            if constexpr (!LAST) ring.next();
-            if constexpr (AHEAD && !LAST) issue_scores();
-            wgmma_commit();
-            wgmma_wait<1>(dp);
-            if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
-            UNROLL for (int n = 0; n < STEP / 8; n++) {
-                const float2 c = *(const float2 *)(const void *)(now_delta + 8 * n); /* of the two columns */
-                UNROLL for (int half = 0; half < 2; half++) {
-                    const int i = n % 2 * 2 + half;
-                    ds[n / 2][i] = hopper_gradients(p[n / 2][i], make_float2(dp[4 * n + 2 * half], dp[4 * n + 2 * half + 1]), c);
+            Ring<Tile::STAGES> before = ring; /* its queries are still summed */
+            const auto step = [&](int j, auto is_last) {
+                constexpr bool LAST = decltype(is_last)::value;
+                const Ring<Tile::STAGES> now = ring;
+                if constexpr (!AHEAD) issue_scores(), wgmma_commit();
+                mbarrier_wait(&tile.second_full[now.stage], now.phase);
+                wgmma_fence(dp);
+                group_scores(dp, v, dout_scores + (now.stage * Tile::STEP_BYTES >> 4));
+                wgmma_commit();
+                if constexpr (!AHEAD) wgmma_wait<1>(s);
+                const float *now_lse = stats + now.stage * 2 * STEP + lane % 4 * 2, *now_delta = now_lse + STEP;
+                if (!AHEAD && j == 0) mask();
+                UNROLL for (int n = 0; n < STEP / 8; n++) {
+                    const float2 c = *(const float2 *)(const void *)(now_lse + 8 * n); /* of the two columns */
+                    UNROLL for (int half = 0; half < 2; half++)
+                        p[n / 2][n % 2 * 2 + half] = hopper_weights(make_float2(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]), x.scale_log2, c);
                 }
-            }
-            group_pin(ds);
-            wgmma_fence(dk);
-            group_accumulate<D>(dk, ds, q_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
-            wgmma_commit();
-            if constexpr (AHEAD && !LAST) wgmma_wait<1>(s, dv);
-            else wgmma_wait<1>(dv);
-            if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
-            before = now;
-        };
-        NO_UNROLL for (int j = 0; j + 1 < steps; j++) step(j, Last<false>());
-        step(steps - 1, Last<true>());
-        ring.next();
-        wgmma_wait<0>(dk);
-        if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
-        group_scale(dk, x.scale);
-        const int column = (int)place.head % x.H * D + x.out_row, at = first + (int)group * GROUP_ROWS, b = (int)place.head / x.H;
-        own_store<D>(dqkv, k_rows, dk, column, at, b, group);
-        own_store<D>(dqkv, v_rows, dv, column + x.out_row, at, b, group);
-        if (one) bulk_wait_read<0>(), mbarrier_arrive(&tile.own_empty[own.stage]);
-    }
+                group_pin(p);
+                wgmma_fence(dv);
+                group_accumulate<D>(dv, p, dout_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                if constexpr (!LAST) ring.next();
+                if constexpr (AHEAD && !LAST) issue_scores();
+                wgmma_commit();
+                wgmma_wait<1>(dp);
+                if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
+                UNROLL for (int n = 0; n < STEP / 8; n++) {
+                    const float2 c = *(const float2 *)(const void *)(now_delta + 8 * n); /* of the two columns */
+                    UNROLL for (int half = 0; half < 2; half++) {
+                        const int i = n % 2 * 2 + half;
+                        ds[n / 2][i] = hopper_gradients(p[n / 2][i], make_float2(dp[4 * n + 2 * half], dp[4 * n + 2 * half + 1]), c);
+                    }
+                }
+                group_pin(ds);
+                wgmma_fence(dk);
+                group_accumulate<D>(dk, ds, q_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                wgmma_commit();
+                if constexpr (AHEAD && !LAST) wgmma_wait<1>(s, dv);
+                else wgmma_wait<1>(dv);
+                if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
+                before = now;
+            };
+            NO_UNROLL for (int j = 0; j + 1 < steps; j++) step(j, Constant<0>());
+            step(steps - 1, Constant<1>());
+            ring.next();
+            wgmma_wait<0>(dk);
+            if constexpr (!AHEAD) named_sync(GROUP_BARRIER + group, GROUP_THREADS); /* no warp reads K and V any more */
+            if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
+            group_scale(dk, x.scale);
+            const int column = (int)place.head % x.H * D + x.out_row, at = first + (int)group * GROUP_ROWS, b = (int)place.head / x.H;
+            own_store<D>(dqkv, k_rows, dk, column, at, b, group);
+            own_store<D>(dqkv, v_rows, dv, column + x.out_row, at, b, group);
+            if (one) bulk_wait_read<0>(), mbarrier_arrive(&tile.own_empty[own.stage]);
+        }
+    };
+    if (hopper_group() == 0) consume(Constant<0>());
+    else consume(Constant<1>());
 }
 
 /* ---- launches ------------------------------------------------------------------------------------------------------------------ */
