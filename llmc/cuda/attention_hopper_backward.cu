@@ -14,15 +14,6 @@ namespace LLMC_NS {
 template <int N> struct Constant { enum { value = N }; };
 enum { STEP = 64 };           /* rows of the other kind at a time, columns of scores: 32 registers */
 
-/* Two neighbouring weights p = exp2(scale s - lse), rounded to bf16 and packed; lse in powers of two. */
-__device__ __forceinline__ uint32_t hopper_weights(float2 s, float scale, float2 lse) {
-    return pack_bf16(exp2_fast(fmaf(s.x, scale, -lse.x)), exp2_fast(fmaf(s.y, scale, -lse.y)));
-}
-/* Two neighbouring gradients of scores, ds = p (dp - delta), of weights packed before. */
-__device__ __forceinline__ uint32_t hopper_gradients(uint32_t p, float2 dp, float2 delta) {
-    return pack_bf16(__uint_as_float(p << 16) * (dp.x - delta.x), __uint_as_float(p & 0xffff0000u) * (dp.y - delta.y));
-}
-
 /* What both kernels have in shared memory: stages of the block's own rows (PARTS tensors, tiles of a warpgroup's 64 rows), a ring each of two tensors' rows of
  * the other kind, per stage of the first ring or per own row two statistics, barriers. */
 template <int D, int PARTS, int OWN, int RING, int STATS> struct BackwardHopper {
@@ -182,7 +173,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 group_scores(dp, d_out, v_scores + (now.stage * Tile::STEP_BYTES >> 4));
                 wgmma_commit();
                 UNROLL for (int k = 0; k < STEP / 16; k++)
-                    UNROLL for (int i = 0; i < 4; i++) p[k][i] = hopper_weights(group_pair(s, k, i), x.scale_log2, make_float2(row_lse[i % 2], row_lse[i % 2]));
+                    UNROLL for (int i = 0; i < 4; i++) p[k][i] = weights_of(group_pair(s, k, i), x.scale_log2, make_float2(row_lse[i % 2], row_lse[i % 2]));
                 group_pin(p);
                 if constexpr (!LAST) {
                     ring.next();
@@ -195,7 +186,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
                 if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
                 UNROLL for (int k = 0; k < STEP / 16; k++)
-                    UNROLL for (int i = 0; i < 4; i++) ds[k][i] = hopper_gradients(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
+                    UNROLL for (int i = 0; i < 4; i++) ds[k][i] = gradients_of(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
                 group_pin(ds);
                 wgmma_fence(acc);
                 group_accumulate<D>(acc, ds, k_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
@@ -347,7 +338,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 UNROLL for (int n = 0; n < STEP / 8; n++) {
                     const float2 c = *(const float2 *)(const void *)(now_lse + 8 * n); /* of the two columns */
                     UNROLL for (int half = 0; half < 2; half++)
-                        p[n / 2][n % 2 * 2 + half] = hopper_weights(make_float2(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]), x.scale_log2, c);
+                        p[n / 2][n % 2 * 2 + half] = weights_of(make_float2(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]), x.scale_log2, c);
                 }
                 group_pin(p);
                 wgmma_fence(dv);
@@ -361,7 +352,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                     const float2 c = *(const float2 *)(const void *)(now_delta + 8 * n); /* of the two columns */
                     UNROLL for (int half = 0; half < 2; half++) {
                         const int i = n % 2 * 2 + half;
-                        ds[n / 2][i] = hopper_gradients(p[n / 2][i], make_float2(dp[4 * n + 2 * half], dp[4 * n + 2 * half + 1]), c);
+                        ds[n / 2][i] = gradients_of(p[n / 2][i], make_float2(dp[4 * n + 2 * half], dp[4 * n + 2 * half + 1]), c);
                     }
                 }
                 group_pin(ds);

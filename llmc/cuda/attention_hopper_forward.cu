@@ -11,7 +11,6 @@ template <int D> struct ForwardHopper {
     enum { SHARED = BARRIERS_AT + 8 * 2 * (Q_STAGES + 2 * STAGES) };
     static_assert(SHARED <= 227 * 1024 && (int)KEYS == (int)HOPPER_ROWS, "the diagonal block is the last one, for both warpgroups");
 };
-static const float HOPPER_RESCALE = 8; /* as RESCALE in attention_tile_forward.cu */
 
 /* The online softmax of a thread's two rows, 8 half + g of its warp's; of each a quarter of the columns. */
 struct GroupSoftmax {
@@ -25,7 +24,7 @@ struct GroupSoftmax {
             UNROLL for (int n = 0; n < R / 4; n++) top = fmaxf(top, fmaxf(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
             top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
             top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2)) * scale;
-            const bool passed = top > max[half] + HOPPER_RESCALE;
+            const bool passed = top > max[half] + RESCALE;
             shrink[half] = passed ? exp2_fast(max[half] - top) : 1.0f;
             sum[half] *= shrink[half];
             if (passed) max[half] = top, any = true;

@@ -176,5 +176,20 @@ template <int M, int N> __device__ __forceinline__ void tile_scale(float (&acc)[
             UNROLL for (int i = 0; i < 4; i++) acc[m][n][i] *= factor;
 }
 
+/* Rows keep an old maximum until a new one passes it by this much (in powers of two): their weights are then at most 2^8 instead of 1, which
+ * floats and bf16 hold with the same relative error, and hardly any step of the loop has to scale the sums. */
+[[maybe_unused]] static const float RESCALE = 8;
+
+/* ---- weights and gradients of scores, of a backward ------------------------------------------------------------------------------ */
+
+/* Two neighbouring weights p = exp2(scale s - lse), rounded to bf16 and packed; lse in powers of two. */
+__device__ __forceinline__ uint32_t weights_of(float2 s, float scale, float2 lse) {
+    return pack_bf16(exp2_fast(fmaf(s.x, scale, -lse.x)), exp2_fast(fmaf(s.y, scale, -lse.y)));
+}
+/* Two neighbouring gradients of scores, ds = p (dp - delta), of weights packed before. */
+__device__ __forceinline__ uint32_t gradients_of(uint32_t p, float2 dp, float2 delta) {
+    return pack_bf16(__uint_as_float(p << 16) * (dp.x - delta.x), __uint_as_float(p & 0xffff0000u) * (dp.y - delta.y));
+}
+
 } /* namespace */
 #endif

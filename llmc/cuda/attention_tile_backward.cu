@@ -10,15 +10,6 @@ namespace LLMC_NS {
 
 enum { SUB = 32 };            /* columns of scores that a warp has in registers at a time */
 
-/* Two neighbouring weights p = exp2(scale s - lse), rounded to bf16 and packed; lse in powers of two. */
-__device__ __forceinline__ uint32_t weights_of(float2 s, float scale, float2 lse) {
-    return pack_bf16(exp2_fast(fmaf(s.x, scale, -lse.x)), exp2_fast(fmaf(s.y, scale, -lse.y)));
-}
-/* Two neighbouring gradients of scores, ds = p (dp - delta), of weights packed before. */
-__device__ __forceinline__ uint32_t gradients_of(uint32_t p, float2 dp, float2 delta) {
-    return pack_bf16(__uint_as_float(p << 16) * (dp.x - delta.x), __uint_as_float(p & 0xffff0000u) * (dp.y - delta.y));
-}
-
 /* ---- dq -------------------------------------------------------------------------------------------------------------------- */
 
 /* Shared memory: the block's queries and rows of dout, then STAGES times (keys, values), then lse and delta of the block's rows. */

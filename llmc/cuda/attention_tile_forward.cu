@@ -9,9 +9,6 @@ template <int D> struct ForwardTile {
     enum { M = 2, ROWS = TILE_WARPS * 16 * M, KEYS = D == 64 ? 64 : 48, Q_BYTES = ROWS * 2 * D, KEY_BYTES = KEYS * 2 * D, STAGES = 2 };
     enum { SHARED = Q_BYTES + STAGES * 2 * KEY_BYTES };
 };
-/* Rows keep an old maximum until a new one passes it by this much (in powers of two): their weights are then at most 2^8 instead of 1, which
- * floats and bf16 hold with the same relative error, and hardly any step of the loop has to scale the sums. */
-static const float RESCALE = 8;
 
 /* The online softmax of a warp's M * 16 rows; a thread has rows 16 m + 8 half + g, and of each a quarter of the columns. */
 template <int M> struct OnlineSoftmax {
