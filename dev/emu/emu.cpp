@@ -171,8 +171,8 @@ bool canary_alive(const char *end) {
 
 /* ---- barriers and meetings ----------------------------------------------------------------------------------------------- */
 bool must_begin;
-static void expect_begun() {
-    if (must_begin && !on_hopper && !running()->begun) fault("the kernel does not start with begin_kernel()");
+void expect_begun(const char *what) {
+    if (must_begin && !running()->begun) fault("%s before begin_kernel()", what);
 }
 
 void wait_as(State state) {
@@ -188,7 +188,7 @@ void wake(Fiber *f, State from) {
 }
 
 void sync_threads(const char *file, int line) {
-    expect_begun();
+    if (!on_hopper) expect_begun("__syncthreads"); /* which must have set up its barriers first */
     Block *b = running_block();
     if (b->n_at_barrier == 0) b->barrier_file = file, b->barrier_line = line;
     else if (line != b->barrier_line || (file != b->barrier_file && strcmp(file, b->barrier_file)))
@@ -204,7 +204,7 @@ void full_mask(unsigned mask) {
 }
 
 const LaneValue *meet(const char *what, const void *mine, size_t bytes, void (*compute)(LaneValue *)) {
-    expect_begun();
+    expect_begun(what);
     Fiber *f = running();
     Warp *w = &warps[(size_t)f->warp];
     if (w->lanes != 32) fault("%s in a warp of %d threads", what, w->lanes);
@@ -288,7 +288,7 @@ UNWATCHED static void fiber_main() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
     (*body)();
-    expect_begun();
+    expect_begun("the end");
     leave();
     to_scheduler(true);
     abort();

@@ -209,7 +209,8 @@ void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_
     enqueue_launch(name, grid, block, shared_bytes, cluster, stream, [=]() { kernel(args...); });
 }
 
-/* Of kernel.cuh: a kernel of the backend says so first of all. must_begin: threads of launches that are not for Hopper fault if they end without. */
+/* Of kernel.cuh: a kernel of the backend says so first of all. must_begin: a thread that meets others, copies in bulk or ends before that faults; in a kernel for
+ * Hopper barriers of the block and the cluster may come before. */
 extern bool must_begin;
 void kernel_begun();
 

@@ -7,7 +7,7 @@
  * of sums touched while products are under way; wgmma without fence, commit, wait; operands that were written since the last
  * fence_proxy_async (by whoever: the fence of one thread shows what all have written); shared memory of a block that has ended, or before the
  * first cluster barrier; setmaxnreg beyond what a block of this size has. A wait that never ends is a deadlock, and its report names the barrier.
- * Not seen: registers of A changed before the wait; what memory fences order between threads; grid_wait forgotten. */
+ * Not seen: registers of A changed before the wait; what memory fences order between threads. */
 #include "emu_hopper.h"
 #include "inside.h"
 #include <algorithm>
@@ -148,7 +148,7 @@ static void check_range(const char *what, const void *shared, size_t bytes, size
 }
 
 void linear_load(void *shared, const void *global, unsigned bytes, uint64_t *barrier) {
-    needs_hopper("bulk_load");
+    needs_hopper("bulk_load"), expect_begun("bulk_load");
     if (!bytes || bytes % 16) fault("bulk_load: %u bytes; a multiple of 16", bytes);
     check_range("bulk_load", shared, bytes, 16);
     check_aligned("bulk_load: global side", global, 16);
@@ -203,7 +203,7 @@ static At coordinates(int rank, const int *at) {
 }
 
 void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask, int rank, const int *at) {
-    needs_hopper("tma_load");
+    needs_hopper("tma_load"), expect_begun("tma_load");
     const TensorBox t = box_of("tma_load", map, rank, shared);
     const At c = coordinates(rank, at);
     const unsigned to = mask ? mask : 1u << rank_in_cluster();
@@ -232,7 +232,7 @@ static void store_issue(std::function<void()> copy) {
     if (schedule.early) f->stores.back().back()(), f->stores.back().back() = []() {};
 }
 void linear_store(void *global, const void *shared, unsigned bytes) {
-    needs_hopper("bulk_store");
+    needs_hopper("bulk_store"), expect_begun("bulk_store");
     if (!bytes || bytes % 16) fault("bulk_store: %u bytes; a multiple of 16", bytes);
     check_range("bulk_store", shared, bytes, 16);
     check_aligned("bulk_store: global side", global, 16);
@@ -241,7 +241,7 @@ void linear_store(void *global, const void *shared, unsigned bytes) {
     store_issue([=]() { memcpy(global, async_read(b, (size_t)((const char *)shared - b->shared), bytes, "bulk_store"), bytes); });
 }
 void tensor_store(const void *map, const void *shared, int rank, const int *at) {
-    needs_hopper("tma_store");
+    needs_hopper("tma_store"), expect_begun("tma_store");
     const TensorBox t = box_of("tma_store", map, rank, shared);
     const At c = coordinates(rank, at);
     Block *b = own();

@@ -94,8 +94,6 @@ static inline void cluster_wait() { emu::cluster_await(); }
 static inline float cluster_load(const float *p, unsigned rank) { return *(float *)(void *)emu::remote("cluster_load", p, rank, sizeof *p); }
 static inline void cluster_store(float *p, unsigned rank, float x) { *(float *)(void *)emu::remote("cluster_store", p, rank, sizeof *p) = x; }
 static inline void cluster_store_async(float *p, unsigned rank, float x, uint64_t *barrier) { emu::remote_store(p, rank, x, barrier); }
-static inline void grid_wait() {}
-static inline void grid_launch_next() {}
 
 } /* namespace */
 #endif

@@ -121,6 +121,7 @@ extern bool abandoned, on_hopper;
 
 static inline Fiber *running() { return static_cast<Fiber *>(current); }
 void wait_as(State state);
+void expect_begun(const char *what);
 void wake(Fiber *f, State from);
 
 void hopper_begin();          /* a cluster; its blocks are prepared */

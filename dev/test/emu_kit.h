@@ -32,7 +32,7 @@ template <class T> struct Device {
 /* One launch, run to its end. */
 template <class... P, class... A> void run(size_t shared_bytes, unsigned blocks, unsigned threads, void (*kernel)(P...), A... args) {
     faults.n = 0, faults.text[0] = 0;
-    launch_named(test_name, kernel, dim3(blocks), dim3(threads), shared_bytes, stream, args...);
+    launch_named(test_name, kernel, 0, dim3(blocks), dim3(threads), shared_bytes, stream, args...);
     cudaStreamSynchronize(stream);
 }
 

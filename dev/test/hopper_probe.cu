@@ -49,7 +49,6 @@ __global__ void probe_kernel(float *out, const float *in, const __grid_constant_
         bulk_store(out, shared, 64);
         bulk_commit(), bulk_wait_read<0>(), bulk_wait<0>();
     }
-    grid_wait(), grid_launch_next();
 }
 
 #define PROBE(N) (const void *)probe_wgmma_kernel<N / 2>
@@ -58,8 +57,8 @@ const void *const probes[] = {PROBE(8), PROBE(16), PROBE(24), PROBE(32), PROBE(6
                               (const void *)hopper::cluster_sum_kernel<hopper::NONE>};
 void probe_launches(cudaStream_t stream, TensorMap map);
 void probe_launches(cudaStream_t stream, TensorMap map) {
-    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 1>), Cluster{1, false}, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
-    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 2>), Cluster{2, true}, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
+    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 1>), 1, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
+    LAUNCH_HOPPER((hopper::gemm_kernel<hopper::NONE, 2>), 2, dim3(2), dim3(384), hopper::GEMM_SHARED, stream, map, map, map, 4);
 }
 
 } /* namespace */

@@ -198,7 +198,7 @@ __global__ void index_kernel(unsigned *out) {
 }
 TEST(indices_of_threads_and_blocks) {
     Device<unsigned> out(30 * 24);
-    launch_named("index_kernel", index_kernel, dim3(2, 3, 5), dim3(4, 3, 2), 0, stream, out.p);
+    launch_named("index_kernel", index_kernel, 0, dim3(2, 3, 5), dim3(4, 3, 2), 0, stream, out.p);
     cudaStreamSynchronize(stream);
     for (unsigned i = 0; i < 30 * 24; i++) {
         unsigned t = i % 24, b = i / 24;
@@ -284,7 +284,7 @@ TEST(events_order_two_streams) {
     cudaEventRecord(event, other);
     cudaMemsetAsync(one.p, 1, 4, other); /* behind the event: not waited for */
     cudaStreamWaitEvent(stream, event);
-    launch_named("add_kernel", add_kernel, dim3(1), dim3(1), 0, stream, a.p, (const int *)one.p, 1);
+    launch_named("add_kernel", add_kernel, 0, dim3(1), dim3(1), 0, stream, a.p, (const int *)one.p, 1);
     cudaStreamSynchronize(stream);
     EXPECT(a[0] == 1 && one[0] == 1, "%d %x", a[0], one[0]);
     cudaEventRecord(event, stream);
@@ -305,7 +305,7 @@ TEST(graphs_record_and_replay) {
     cudaMallocHost((void **)&pinned, 4);
     sum[0] = sum[1] = 0, one[0] = 1, one[1] = 10;
     EXPECT(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
-    launch_named("add_kernel", add_kernel, dim3(1), dim3(32), 0, stream, sum.p, (const int *)one.p, 2);
+    launch_named("add_kernel", add_kernel, 0, dim3(1), dim3(32), 0, stream, sum.p, (const int *)one.p, 2);
     cudaMemcpyAsync(pinned, sum.p, 4, cudaMemcpyDeviceToHost, stream);
     cudaMemsetAsync(sum.p + 1, 0, 4, stream);
     EXPECT(cudaStreamEndCapture(stream, &graph) == cudaSuccess && cudaGraphInstantiate(&exec, graph) == cudaSuccess);
@@ -404,6 +404,24 @@ TEST(after_a_fault_the_next_launch_is_whole) {
         EXPECT(faults.n == (i % 3 == 0), "launch %d: %d faults", i, faults.n);
         for (int k = 0; k < 96 && i % 3; k++) EXPECT(out[k] == k, "launch %d: out[%d] = %d", i, k, out[k]);
     }
+}
+
+__global__ void begins_kernel(int where) { /* 0: first of all, 1: after a barrier, 2: after a meeting of the warp, 3: never, 4: twice */
+    if (where == 0 || where == 4) begin_kernel();
+    if (where == 4) begin_kernel();
+    __syncthreads();
+    if (where == 1) begin_kernel();
+    warp_sum(1);
+    if (where == 2) begin_kernel();
+}
+TEST(kernels_begin_with_begin_kernel) {
+    const char *const expected[] = {NULL, "__syncthreads before begin_kernel()", "__syncthreads before", "__syncthreads before", "a second time"};
+    emu::must_begin = true;
+    for (int where = 0; where < 5; where++) {
+        run(0, 1, 32, begins_kernel, where);
+        EXPECT(expected[where] ? faults.n && strstr(faults.text, expected[where]) : !faults.n, "%d: %s", where, faults.text);
+    }
+    emu::must_begin = false;
 }
 
 enum { STEPS = 3 };
@@ -506,6 +524,7 @@ static void run_all() {
     RUN(memory_is_counted_and_limited);
     RUN(launches_beyond_hardware_are_faults);
     RUN(after_a_fault_the_next_launch_is_whole);
+    RUN(kernels_begin_with_begin_kernel);
     RUN(schedules_change_the_order);
     RUN(blocks_apart_see_nothing_of_each_other);
     RUN(speed);

@@ -12,7 +12,7 @@ namespace LLMC_NS {
 
 template <class... P, class... A> static void run_hopper(unsigned cluster, unsigned blocks, unsigned threads, size_t shared_bytes, void (*kernel)(P...), A... args) {
     faults.n = 0, faults.text[0] = 0;
-    launch_hopper(test_name, kernel, Cluster{cluster, false}, dim3(blocks), dim3(threads), shared_bytes, stream, args...);
+    launch_named(test_name, kernel, cluster, dim3(blocks), dim3(threads), shared_bytes, stream, args...);
     cudaStreamSynchronize(stream);
 }
 static void fill_whole(Device<elem> &x, size_t n, uint32_t seed) {
@@ -403,6 +403,32 @@ TEST(what_hardware_would_refuse) {
     EXPECT(faults.n == 1 && strstr(faults.text, "233472 bytes"), "%s", faults.text);
 }
 
+/* Barriers are set up before begin_kernel(), memory is touched after it: 0: so it is, 1: a load by a thread that has not, 2: a store, 3: a plain one, 4: never. */
+__global__ void begins_kernel(float *out, const __grid_constant__ TensorMap map, int where) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    uint64_t *barrier = (uint64_t *)(void *)(shared + 8192);
+    if (threadIdx.x == 0) mbarrier_init(barrier, 1), fence_mbarrier_init();
+    fence_proxy_async();
+    __syncthreads();
+    cluster_arrive(), cluster_wait();
+    if (where == 0 || (where < 4 && threadIdx.x)) begin_kernel();
+    if (threadIdx.x == 0) {
+        if (where == 2) tma_store(map, shared, 0, 0);
+        if (where == 3) bulk_store(out, shared, 64);
+        if (where < 2) mbarrier_arrive_expect(barrier, 8192), tma_load(shared, map, barrier, 0, 0), mbarrier_wait(barrier, 0);
+    }
+}
+TEST(memory_after_begin_kernel) {
+    const char *const expected[] = {NULL, "tma_load before begin_kernel()", "tma_store before", "bulk_store before", "the end before"};
+    Device<elem> x(64 * 64);
+    emu::must_begin = true;
+    for (int where = 0; where < 5; where++) {
+        run_hopper(1, 1, 32, 8192 + 64, begins_kernel, (float *)(void *)x.p, matrix_map(x.p, 64, 64, SWIZZLE_128), where);
+        EXPECT(expected[where] ? faults.n && strstr(faults.text, expected[where]) : !faults.n, "%d: %s", where, faults.text);
+    }
+    emu::must_begin = false;
+}
+
 /* ---- speed: reported, not tested -------------------------------------------------------------------------------------------------------------- */
 
 __global__ void many_products_kernel(float *out, int n) {
@@ -441,6 +467,7 @@ static void run_all() {
     RUN(rings_of_barriers);
     RUN(a_cluster_sends);
     RUN(what_hardware_would_refuse);
+    RUN(memory_after_begin_kernel);
     RUN(speed);
     kit_end();
 }

@@ -32,7 +32,7 @@ static void compare(Outcome *o, float found, double want, double bound) {
 }
 template <class... P, class... A> static void launch(Outcome *o, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(P...), A... args) {
     faults.n = 0;
-    launch_named(test_name, kernel, grid, dim3(threads), shared_bytes, stream, args...);
+    launch_named(test_name, kernel, 0, grid, dim3(threads), shared_bytes, stream, args...);
     cudaStreamSynchronize(stream);
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);

@@ -22,7 +22,7 @@ template <int D, int PARTS, int OWN, int RING, int STATS> struct BackwardHopper 
     enum { BARRIERS_AT = STATS_AT + STATS * 4, SHARED = BARRIERS_AT + 8 * 2 * (OWN_STAGES + 2 * STAGES) };
     static_assert(SHARED <= 227 * 1024, "what a block can have");
     uint64_t *own_full, *own_empty, *first_full, *first_empty, *second_full, *second_empty;
-    /* brings: arrivals that fill a stage of the first ring. Ends with a barrier of the block. */
+    /* brings: arrivals that fill a stage of the first ring. Ends with a barrier of the block, and begins the kernel. */
     __device__ __forceinline__ explicit BackwardHopper(unsigned char *shared, unsigned brings) {
         own_full = (uint64_t *)(void *)(shared + BARRIERS_AT), own_empty = own_full + OWN_STAGES;
         first_full = own_empty + OWN_STAGES, first_empty = first_full + STAGES, second_full = first_empty + STAGES, second_empty = second_full + STAGES;
@@ -35,6 +35,7 @@ template <int D, int PARTS, int OWN, int RING, int STATS> struct BackwardHopper 
             fence_mbarrier_init();
         }
         __syncthreads();
+        begin_kernel();
     }
 };
 /* A tensor's 128 rows into tiles of 64. */
@@ -388,9 +389,9 @@ static void run(CudaBackend *cuda, elem *dqkv, const elem *dout, const elem *out
     const TileGrid x = tile_grid(s, HOPPER_ROWS);
     const size_t C = s.H * s.D;
     const TensorMap dqkv_map = head_map(dqkv, s, 3 * C), dout_map = head_map(dout, s, C), qkv_map = head_map(qkv, s, 3 * C);
-    LAUNCH_HOPPER(attention_hopper_dq_kernel<D>, (Cluster{1, false}), hopper_grid(cuda, x), dim3(HOPPER_THREADS), QueryHopper<D>::SHARED, cuda->stream, dqkv_map, delta,
+    LAUNCH_HOPPER(attention_hopper_dq_kernel<D>, 1, hopper_grid(cuda, x), dim3(HOPPER_THREADS), QueryHopper<D>::SHARED, cuda->stream, dqkv_map, delta,
                   dout_map, head_map(out, s, C), lse, qkv_map, x);
-    LAUNCH_HOPPER(attention_hopper_dkv_kernel<D>, (Cluster{1, false}), hopper_grid(cuda, x), dim3(HOPPER_THREADS), KeyHopper<D>::SHARED, cuda->stream, dqkv_map, dout_map,
+    LAUNCH_HOPPER(attention_hopper_dkv_kernel<D>, 1, hopper_grid(cuda, x), dim3(HOPPER_THREADS), KeyHopper<D>::SHARED, cuda->stream, dqkv_map, dout_map,
                   lse, delta, qkv_map, x);
 }
 

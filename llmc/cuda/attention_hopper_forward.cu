@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
         fence_mbarrier_init();
     }
     __syncthreads();
+    begin_kernel();
     TilePlace place;
     Ring<Tile::STAGES> ring;
     if (threadIdx.x < GROUP_THREADS) {
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
 
 template <int D> static void run(CudaBackend *cuda, elem *out, float *lse, const elem *qkv, const AttentionShape &s) {
     const TileGrid x = tile_grid(s, HOPPER_ROWS);
-    LAUNCH_HOPPER(attention_hopper_forward_kernel<D>, (Cluster{1, false}), hopper_grid(cuda, x), dim3(HOPPER_THREADS), ForwardHopper<D>::SHARED, cuda->stream,
+    LAUNCH_HOPPER(attention_hopper_forward_kernel<D>, 1, hopper_grid(cuda, x), dim3(HOPPER_THREADS), ForwardHopper<D>::SHARED, cuda->stream,
                   head_map(out, s, s.H * s.D), lse, head_map(qkv, s, 3 * s.H * s.D), x);
 }
 

@@ -137,8 +137,9 @@ template <class T> __device__ __forceinline__ T block_sum(T x, T *slots) {
 
 /* ---- the kernels before and behind ----------------------------------------------------------------------------------- */
 
-/* First of all in a kernel that LAUNCH launches: from here on the stream's kernels before it have ended and what they wrote is there; and the kernel behind
- * may be launched, whose blocks come as this one's make room, and wait here (--early-launch; without it both are true already). */
+/* First of all in a kernel, or after what touches neither global memory nor another block (a Hopper kernel's barriers): from here on the stream's kernels before it
+ * have ended and what they wrote is there; and the kernel behind may be launched, whose blocks come as this one's make room, and wait here (--early-launch;
+ * without it both are true already). */
 __device__ __forceinline__ void begin_kernel() {
 #ifdef LLMC_EMU
     emu::kernel_begun();
@@ -168,50 +169,32 @@ void launch_prepare(const void *kernel, const char *name, size_t shared_bytes);
 extern bool early_launch;
 void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, cudaError_t status);
 
+/* cluster: 0, or for a kernel with the instructions of hopper.cuh how many neighbouring blocks along x are one (1 to 8; grid.x a multiple). */
 template <class... P, class... A>
-void launch_named(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
+void launch_named(const char *name, void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
+    CHECK(cluster <= 8 && (!cluster || grid.x % cluster == 0), "%s: clusters of %u in a grid of %u along x", name, cluster, grid.x);
 #ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, 0, stream, static_cast<P>(args)...);
-#else
-    launch_prepare((const void *)kernel, name, shared_bytes);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &early, config.numAttrs = early_launch;
-    launch_done(name, grid, block, shared_bytes, stream, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
-#endif
-}
-/* LAUNCH(kernel, grid, block, shared_bytes, stream, args...); a template with commas in parentheses: LAUNCH((k<64, 2>), ...). */
-#define LAUNCH(kernel, ...) launch_named(#kernel, kernel, __VA_ARGS__)
-
-/* How a kernel for Hopper is launched: in clusters of `blocks` neighbours along x (1 to 8; grid.x a multiple), with up to 227 KB of shared memory;
- * early: its blocks may start before the stream's kernel in front of it has ended, so they call grid_wait() before they touch what that one wrote. */
-struct Cluster {
-    unsigned blocks;
-    bool early;
-};
-template <class... P, class... A>
-void launch_hopper(const char *name, void (*kernel)(P...), Cluster cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
-    CHECK(cluster.blocks >= 1 && cluster.blocks <= 8 && grid.x % cluster.blocks == 0, "%s: clusters of %u in a grid of %u along x", name, cluster.blocks, grid.x);
-#ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, cluster.blocks, stream, static_cast<P>(args)...);
+    emu::launch(name, kernel, grid, block, shared_bytes, cluster, stream, static_cast<P>(args)...);
 #else
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = cluster.blocks, attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    unsigned n = 0;
+    if (early_launch) attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization, attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+    if (cluster) {
+        attributes[n].id = cudaLaunchAttributeClusterDimension;
+        attributes[n].val.clusterDim.x = cluster, attributes[n].val.clusterDim.y = attributes[n].val.clusterDim.z = 1;
+        n++;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
-    config.attrs = attributes, config.numAttrs = cluster.early ? 2 : 1;
+    config.attrs = attributes, config.numAttrs = n;
     launch_done(name, grid, block, shared_bytes, stream, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 #endif
 }
-/* LAUNCH_HOPPER(kernel, Cluster{2, false}, grid, block, shared_bytes, stream, args...), for kernels with the instructions of hopper.cuh. */
-#define LAUNCH_HOPPER(kernel, ...) launch_hopper(#kernel, kernel, __VA_ARGS__)
+/* LAUNCH(kernel, grid, block, shared_bytes, stream, args...); a template with commas in parentheses: LAUNCH((k<64, 2>), ...).
+ * LAUNCH_HOPPER(kernel, cluster, grid, ...), for kernels with the instructions of hopper.cuh. */
+#define LAUNCH(kernel, ...) launch_named(#kernel, kernel, 0, __VA_ARGS__)
+#define LAUNCH_HOPPER(kernel, ...) launch_named(#kernel, kernel, __VA_ARGS__)
 
 /* ---- small arithmetic ---------------------------------------------------------------------------------------------- */
 template <class T> __host__ __device__ __forceinline__ T ceil_div(T a, T b) { return (a + b - 1) / b; }

@@ -231,6 +231,7 @@ matmul_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_const
     fence_proxy_async();
     __syncthreads();
     cluster_arrive(), cluster_wait();
+    begin_kernel();
     if (warpgroup() == 0) {
         registers_fewer<24>();
         if (threadIdx.x == 0) copy_all<T, A, B>(map_a, map_b, w, ring);
@@ -406,7 +407,7 @@ void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Oper
     const TensorMap a = p->a_transposed ? map_of(o->a, p->K, M, p->a_row, DEPTH) : map_of(o->a, M, p->K, p->a_row, M_TILE);
     const TensorMap b = p->b_transposed ? map_of(o->b, p->N, p->K, p->b_row, N / 2) : map_of(o->b, p->K, p->N, p->b_row, DEPTH / 2);
     const unsigned items = w.pairs * w.across * w.splits, clusters = clusters_of(cuda);
-    launch_hopper("matmul_hopper_kernel", v.kernel, Cluster{PAIR, false}, dim3(PAIR * (items < clusters ? items : clusters)), dim3(THREADS), v.shared, cuda->stream, a, b, w);
+    launch_named("matmul_hopper_kernel", v.kernel, PAIR, dim3(PAIR * (items < clusters ? items : clusters)), dim3(THREADS), v.shared, cuda->stream, a, b, w);
     if (split) sum_splits(cuda, (float *)o->c, partial, M, p->N, row, p->c_row, choice.splits, p->add);
     if (split && grad) sum_splits(cuda, o->bias_grad, partial_grad, 1, M, round_up(M, (size_t)8), M, choice.splits, false);
 #ifdef LLMC_EMU

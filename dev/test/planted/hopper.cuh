@@ -106,7 +106,7 @@ template <Bug BUG, int C> static void gemm(Outcome *o) {
     for (int i = 0; i < N * K; i++) b[i] = to_elem((float)((i * 5 + i / K) % 5 - 2));
     const TensorMap to = map_of(d.p, M, N, 64, BN, SWIZZLE_128), from_a = map_of(a.p, M, K, BM, BK, SWIZZLE_128), from_b = map_of(b.p, N, K, BN / C, BK, SWIZZLE_128);
     faults.n = 0;
-    launch_hopper(test_name, gemm_kernel<BUG, C>, Cluster{C, false}, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
+    launch_named(test_name, gemm_kernel<BUG, C>, C, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
     cudaStreamSynchronize(stream);
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
@@ -124,7 +124,7 @@ template <Bug BUG> static void cluster_sum(Outcome *o) {
     Device<float> x(BLOCKS * THREADS), out(BLOCKS * THREADS);
     fill(x.p, BLOCKS * THREADS, 9);
     faults.n = 0;
-    launch_hopper(test_name, cluster_sum_kernel<BUG>, Cluster{CLUSTER, false}, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
+    launch_named(test_name, cluster_sum_kernel<BUG>, CLUSTER, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
     cudaStreamSynchronize(stream);
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
