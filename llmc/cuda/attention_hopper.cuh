@@ -67,6 +67,10 @@ template <int D> __device__ __forceinline__ void head_stage(unsigned char *tile,
     fence_proxy_async();
 }
 
+/* A number that a lambda is compiled for: a wgmma behind a condition would serialise those that are under way there, and descriptors of a constant warpgroup lie
+ * in uniform registers. */
+template <int N> struct Constant { enum { value = N }; };
+
 /* ---- products of a warpgroup ------------------------------------------------------------------------------------------------------- */
 
 /* Its 64 rows of D as left operand: read where they lie, or KEPT in D / 4 registers, which spares shared memory a third to a half of the traffic. */
@@ -80,23 +84,23 @@ template <int D, bool KEPT> struct GroupLeft {
         } else at = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(tile), GROUP_ROWS);
     }
 };
-/* s (64, N) = left (64, D) tile^T, tile (N, D): N = 2 R rows; k ascending. */
-template <int D, bool KEPT, int R> __device__ __forceinline__ void group_scores(float (&s)[R], const GroupLeft<D, KEPT> &left, uint64_t tile) {
+/* s (64, N) = left (64, D) tile^T, tile (N, D): N = 2 R rows, the first of ROWS; k ascending. */
+template <int D, bool KEPT, int R, int ROWS = 2 * R> __device__ __forceinline__ void group_scores(float (&s)[R], const GroupLeft<D, KEPT> &left, uint64_t tile) {
     UNROLL for (int k = 0; k < D / 16; k++) {
-        const uint64_t b = tile + (tile_advance<SWIZZLE_128, K_MAJOR>(2 * R, 16 * k) >> 4);
+        const uint64_t b = tile + (tile_advance<SWIZZLE_128, K_MAJOR>(ROWS, 16 * k) >> 4);
         if constexpr (KEPT) wgmma_rs<K_MAJOR>(s, left.kept[k], b, k > 0);
         else wgmma_ss<K_MAJOR, K_MAJOR>(s, left.at + (tile_advance<SWIZZLE_128, K_MAJOR>(GROUP_ROWS, 16 * k) >> 4), b, k > 0);
     }
 }
-/* acc (64, D) (+)= weights (64, 16 K) tile, tile (16 K, D); k ascending. */
-template <int D, int K> __device__ __forceinline__ void group_accumulate(float (&acc)[D / 2], const uint32_t (&weights)[K][4], uint64_t tile, bool accumulate) {
-    UNROLL for (int k = 0; k < K; k++) wgmma_rs<MN_MAJOR>(acc, weights[k], tile + (tile_advance<SWIZZLE_128, MN_MAJOR>(16 * K, 16 * k) >> 4), accumulate || k > 0);
+/* acc (64, D) (+)= weights (64, N) tile, tile (N, D), the first of all its rows; k ascending. */
+template <int D, int N, int K> __device__ __forceinline__ void group_accumulate(float (&acc)[D / 2], const uint32_t (&weights)[K][4], uint64_t tile, bool accumulate) {
+    UNROLL for (int k = 0; k < N / 16; k++) wgmma_rs<MN_MAJOR>(acc, weights[k], tile + (tile_advance<SWIZZLE_128, MN_MAJOR>(N, 16 * k) >> 4), accumulate || k > 0);
 }
 /* Register i of fragment k of a left operand holds two neighbouring sums, columns 16 k + 8 (i / 2) + 2 t and one more, of row g + 8 (i % 2). */
 template <int R> __device__ __forceinline__ float2 group_pair(const float (&s)[R], int k, int i) {
     return make_float2(s[8 * k + i / 2 * 4 + i % 2 * 2], s[8 * k + i / 2 * 4 + i % 2 * 2 + 1]);
 }
-template <int R> __device__ __forceinline__ void group_pack(uint32_t (&w)[R / 8][4], const float (&s)[R]) {
+template <int R, int K> __device__ __forceinline__ void group_pack(uint32_t (&w)[K][4], const float (&s)[R]) {
     UNROLL for (int k = 0; k < R / 8; k++)
         UNROLL for (int i = 0; i < 4; i++) {
             const float2 pair = group_pair(s, k, i);

@@ -9,9 +9,6 @@
 
 namespace LLMC_NS {
 
-/* A number that a lambda is compiled for. The last step of a tile is: a wgmma behind a condition would serialise all. The two warpgroups are: where a step is in
- * its ring then depends on nothing that belongs to a thread, so descriptors are computed once a warp, in uniform registers. */
-template <int N> struct Constant { enum { value = N }; };
 enum { STEP = 64 };           /* rows of the other kind at a time, columns of scores: 32 registers */
 
 /* What both kernels have in shared memory: stages of the block's own rows (PARTS tensors, tiles of a warpgroup's 64 rows), a ring each of two tensors' rows of
@@ -190,7 +187,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                     UNROLL for (int i = 0; i < 4; i++) ds[k][i] = gradients_of(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
                 group_pin(ds);
                 wgmma_fence(acc);
-                group_accumulate<D>(acc, ds, k_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                group_accumulate<D, STEP>(acc, ds, k_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
                 wgmma_commit();
                 if constexpr (!LAST) wgmma_wait<1>(s);
                 before = now;
@@ -343,7 +340,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 }
                 group_pin(p);
                 wgmma_fence(dv);
-                group_accumulate<D>(dv, p, dout_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                group_accumulate<D, STEP>(dv, p, dout_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
                 if constexpr (!LAST) ring.next();
                 if constexpr (AHEAD && !LAST) issue_scores();
                 wgmma_commit();
@@ -358,7 +355,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 }
                 group_pin(ds);
                 wgmma_fence(dk);
-                group_accumulate<D>(dk, ds, q_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
+                group_accumulate<D, STEP>(dk, ds, q_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
                 wgmma_commit();
                 if constexpr (AHEAD && !LAST) wgmma_wait<1>(s, dv);
                 else wgmma_wait<1>(dv);

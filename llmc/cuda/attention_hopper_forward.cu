@@ -41,16 +41,17 @@ struct GroupSoftmax {
 /* out[t] = sum over s <= t of softmax_s(scale q[t].k[s]) v[s], lse[t] = log of the softmax's denominator; per head, D = 64 or 128.
  * out (B, T, C) =, lse (B, H, T) = or NULL, qkv (B, T, 3C) in, out and qkv as tensor maps.
  * Block: persistent, one an SM, tiles of 128 queries of one head by hopper_tile, last ones first. Persistent, because the producer then brings the next tile's
- *   queries and keys under the end of this one: at T 1024 a tile's products take 4,600 cycles on average at D = 64, an exposed start about 1,500.
+ *   queries and keys under the end of this one: at T 1024 a tile's products take 4,350 cycles on average at D = 64, an exposed start about 1,500.
  * Warpgroup 0: warp 0 brings queries and keys, warp 1 values, each by one thread, in rings of their own, so that neither waits for the other.
- *   Warpgroups 1 and 2: 64 queries each, over blocks of 128 keys from the diagonal down, so that only the first one is masked. S = Q K^T from shared memory;
- *   weights, rounded, stay in registers as left operand of O += P V. S of block j is issued in front of P V of block j + 1 (the one before), and its softmax
- *   runs under that product; named barriers let the warpgroups issue in turn, so that one's softmax runs under the other's products too.
+ *   Warpgroups 1 and 2: 64 queries each, over blocks of 128 keys from the diagonal down, so that only the first one is masked, of which warpgroup 1 takes the
+ *   64 that it sees. S = Q K^T from shared memory; weights, rounded, stay in registers as left operand of O += P V. S of block j is issued in front of P V of
+ *   block j + 1 (the one before), and its softmax runs under that product; named barriers let the warpgroups issue in turn, so that one's softmax runs under
+ *   the other's products too.
  * Rows from T on: zeros are loaded, and only rows from T on see them; TMA does not store them.
  * Bytes: q, out and lse once, k and v once from memory (the floor: 8 C a row and 4 H) and T/256 times from the L2. Shared memory, a warpgroup and block of
- *   keys: 48 + 16 KB for 512 + 512 cycles of tensor cores' D = 64, 64 bytes a cycle of 128; the same at 128. FLOPs: 4 D (T^2/2 + 64 T) a head.
+ *   keys: 48 + 16 KB for 512 + 512 cycles of tensor cores' D = 64, 64 bytes a cycle of 128; the same at 128. FLOPs: 4 D (T^2/2 + 32 T) a head.
  * Bound: at D = 64 exp2 (16 a cycle and SM) takes as long as the products (4096 FLOP a cycle), so both pipes full is the ceiling; at 128 the products.
- *   Instructions: two warps a scheduler, 2 x 437 (34 of them only when a maximum passed) for 1024 cycles of tensor cores at D = 64, 2 x 482 for 2048 at 128.
+ *   Instructions: two warps a scheduler, 2 x 426 (34 of them only when a maximum passed) for 1024 cycles of tensor cores at D = 64, 2 x 472 for 2048 at 128.
  * Registers: 168 at launch, 240 a consumer, no spills; shared 176 KB, 224 KB.
  * Sums: blocks of keys descending, within one ascending by 16, in float; order depends on T alone. Row sums: each of 4 lanes in that order, then a tree.
  * Error: weights rounded to bf16 against an unrounded denominator, one rounding of out: |error| <= 2^-9 (max |v| + |out|), plus float sums.
@@ -111,31 +112,40 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     Ring<Tile::STAGES> v_ring;
     if (group == 1) named_arrive(PINGPONG_BARRIER, HOPPER_GROUPS * GROUP_THREADS);
     for (unsigned round = 0; hopper_tile(place, x, round); round++, q_ring.next()) {
-        float acc[D / 2], s[KEYS / 2], shrink[2];
+        float acc[D / 2], shrink[2];
         uint32_t weights[KEYS / 16][4];
         GroupLeft<D, false> q;
         GroupSoftmax softmax;
+        const int blocks = (int)(x.blocks - place.block);
         q.init(shared + q_ring.stage * Tile::Q_BYTES + group * GROUP_ROWS * 2 * D);
         softmax.init();
         mbarrier_wait(&q_full[q_ring.stage], q_ring.phase);
-        mbarrier_wait(&k_full[ring.stage], ring.phase);
-        wgmma_fence(s);
-        group_scores(s, q, k_first + (ring.stage * Tile::KEY_BYTES >> 4));
-        wgmma_commit();
-        wgmma_wait<0>(s);
-        if (one) mbarrier_arrive(&k_empty[ring.stage]);
-        ring.next();
-        {
-            const int lane = threadIdx.x % WARP, row = (int)(threadIdx.x - GROUP_THREADS) / WARP * 16 + lane / 4;
+        /* The diagonal block; what these queries see of it: 64 keys or all. */
+        const auto diagonal = [&](auto seen_keys) {
+            constexpr int SEEN = decltype(seen_keys)::value;
+            float s[SEEN / 2];
+            mbarrier_wait(&k_full[ring.stage], ring.phase);
+            wgmma_fence(s);
+            group_scores<D, false, SEEN / 2, KEYS>(s, q, k_first + (ring.stage * Tile::KEY_BYTES >> 4));
+            wgmma_commit();
+            wgmma_wait<0>(s);
+            if (one) mbarrier_arrive(&k_empty[ring.stage]);
+            ring.next();
+            const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4;
             UNROLL for (int i = 0; i < 4; i++) {
-                const int seen = row + i / 2 * 8 - lane % 4 * 2 - i % 2; /* column 8 n is seen up to this one */
-                UNROLL for (int n = 0; n < KEYS / 8; n++) s[4 * n + i] = 8 * n > seen ? -INFINITY : s[4 * n + i];
+                const int seen = row + i / 2 * 8 - lane % 4 * 2 - i % 2; /* column 8 n of the last 64 is seen up to this one */
+                UNROLL for (int n = 0; n < GROUP_ROWS / 8; n++) {
+                    float &score = s[SEEN / 2 - GROUP_ROWS / 2 + 4 * n + i];
+                    score = 8 * n > seen ? -INFINITY : score;
+                }
             }
-        }
-        softmax.step(shrink, s, x.scale_log2);
-        group_pack(weights, s);
-        const int blocks = (int)(x.blocks - place.block);
-        NO_UNROLL for (int j = 1; j < blocks; j++) {
+            softmax.step(shrink, s, x.scale_log2);
+            group_pack(weights, s);
+        };
+        /* Scores of a block and the values of the one before it, of which SEEN keys count. */
+        const auto step = [&](auto seen_keys, auto is_first) {
+            constexpr int SEEN = decltype(seen_keys)::value;
+            float s[KEYS / 2];
             mbarrier_wait(&k_full[ring.stage], ring.phase);
             named_sync(PINGPONG_BARRIER + group, HOPPER_GROUPS * GROUP_THREADS);
             wgmma_fence(s);
@@ -143,7 +153,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             wgmma_commit();
             mbarrier_wait(&v_full[v_ring.stage], v_ring.phase);
             wgmma_fence(acc);
-            group_accumulate<D>(acc, weights, v_first + (v_ring.stage * Tile::KEY_BYTES >> 4), j > 1);
+            group_accumulate<D, SEEN>(acc, weights, v_first + (v_ring.stage * Tile::KEY_BYTES >> 4), !decltype(is_first)::value);
             wgmma_commit();
             named_arrive(PINGPONG_BARRIER + (group ^ 1), HOPPER_GROUPS * GROUP_THREADS);
             wgmma_wait<1>(s);
@@ -156,15 +166,29 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 UNROLL for (int n = 0; n < D / 2; n++) acc[n] *= shrink[n % 4 / 2];
             }
             group_pack(weights, s);
+        };
+        const auto last = [&](auto seen_keys, auto is_first) { /* values alone */
+            mbarrier_wait(&v_full[v_ring.stage], v_ring.phase);
+            wgmma_fence(acc);
+            group_accumulate<D, decltype(seen_keys)::value>(acc, weights, v_first + (v_ring.stage * Tile::KEY_BYTES >> 4), !decltype(is_first)::value);
+            wgmma_commit();
+            if (one) bulk_wait_read<0>(); /* the last tile's results have left */
+            named_sync(GROUP_BARRIER + group, GROUP_THREADS);
+            wgmma_wait<0>(acc);
+        };
+        if (group == 0) diagonal(Constant<GROUP_ROWS>());
+        else diagonal(Constant<KEYS>());
+        if (blocks > 1) {
+            if (group == 0) step(Constant<GROUP_ROWS>(), Constant<1>());
+            else step(Constant<KEYS>(), Constant<1>());
+            NO_UNROLL for (int j = 2; j < blocks; j++) step(Constant<KEYS>(), Constant<0>());
+            if (one) mbarrier_arrive(&q_empty[q_ring.stage]);
+            last(Constant<KEYS>(), Constant<0>());
+        } else {
+            if (one) mbarrier_arrive(&q_empty[q_ring.stage]);
+            if (group == 0) last(Constant<GROUP_ROWS>(), Constant<1>());
+            else last(Constant<KEYS>(), Constant<1>());
         }
-        if (one) mbarrier_arrive(&q_empty[q_ring.stage]);
-        mbarrier_wait(&v_full[v_ring.stage], v_ring.phase);
-        wgmma_fence(acc);
-        group_accumulate<D>(acc, weights, v_first + (v_ring.stage * Tile::KEY_BYTES >> 4), blocks > 1);
-        wgmma_commit();
-        if (one) bulk_wait_read<0>(); /* the last tile's results have left */
-        named_sync(GROUP_BARRIER + group, GROUP_THREADS);
-        wgmma_wait<0>(acc);
         if (one) mbarrier_arrive(&v_empty[v_ring.stage]);
         v_ring.next();
 
