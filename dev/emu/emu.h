@@ -109,9 +109,6 @@ static inline int atomicMax(int *p, int x) { atomic_access(p); int old = *p; if 
 
 /* ---- arithmetic ------------------------------------------------------------------------------------------------------ */
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-#define __expf(x) expf(x)     /* macros: the C library has functions of these names for itself */
-#define __logf(x) logf(x)
-static inline float __fdividef(float x, float y) { return x / y; }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 static inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 static inline float __uint_as_float(unsigned x) { float f; memcpy(&f, &x, 4); return f; }

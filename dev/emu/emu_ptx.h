@@ -77,6 +77,10 @@ static inline float exp2_fast(float x) { /* results below the normal numbers are
     float y = exp2f(x);
     return y < 0x1p-126f ? 0 : y;
 }
+static inline float reciprocal_fast(float x) {
+    float y = 1 / x;
+    return fabsf(y) < 0x1p-126f ? 0 : y;
+}
 static inline uint32_t pack_bf16(float low, float high) {
     return (uint32_t)__float2bfloat16_rn(low).bits | (uint32_t)__float2bfloat16_rn(high).bits << 16;
 }

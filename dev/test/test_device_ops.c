@@ -376,6 +376,30 @@ static void test_growing(void) {
     EXPECT(complaints == 0, "%d complaints", complaints);
 }
 
+/* GELU and its slope from nearly nothing to where it is its argument or nothing. */
+static void test_large_gelu(void) {
+    static const OpCase cases[] = {{OP_gelu_forward, {64}, "", 0}, {OP_linear_backward, {8, 8, 8}, "", 0}};
+    complaints = 0;
+    worst.ratio = 0, worst.where[0] = 0;
+    for (int i = 0; i < 2; i++) {
+        Call ours;
+        call_create(&ours, gpu, &cases[i]);
+        call_fill(&ours, FILL_NAN, FILL_VALUES);
+        Bound *pre = call_find(&ours, "pre_gelu"), *inp = i ? call_find(&ours, "inp") : NULL;
+        for (size_t k = 0; k < pre->o.n; k++) {
+            const float x = ldexpf(k % 2 ? -1 : 1, (int)(k / 2) - 6), y = gelu_value_f(x);
+            put_value(&ours, pre, pre->before, k, x);
+            if (inp) put_value(&ours, inp, inp->before, k, gpu->elem_bytes == 2 ? bf16_nearest(y) : y);
+        }
+        same_content(&ours, &ours);
+        call_run(&ours);
+        expect_close(&ours);
+        call_destroy(&ours);
+    }
+    printf("%s: worst error %.2f of its bound: %s\n", test_name, worst.ratio, worst.where);
+    EXPECT(complaints == 0, "%d complaints", complaints);
+}
+
 static void test_op(void) {
     int cases = 0;
     complaints = 0;
@@ -400,6 +424,12 @@ static void run_growing_scores(const char *name) {
     test_run(title, test_growing);
 }
 
+static void run_large_gelu(const char *name) {
+    char title[128];
+    snprintf(title, sizeof title, "%s gelu of large arguments", name);
+    test_run(title, test_large_gelu);
+}
+
 static bool products_alone;
 static bool has_products(int op) { return op == OP_linear_forward || op == OP_linear_backward || op == OP_head_loss; }
 /* Attention once more, by the kernels for Hopper; LLMC_TEST_HOPPER=0 leaves out what is for Hopper. At the very end, since kernels that wait on barriers may wait for ever. */
@@ -419,6 +449,7 @@ static void run_on(const char *name, Backend *device) {
     CHECK(cpu, "%s", e.text);
     for (int op = 0; op < OP_COUNT; op++)
         if (!products_alone || has_products(op)) run_op(name, (OpId)op);
+    run_large_gelu(name);
     if (!products_alone) run_growing_scores(name);
     gpu->destroy(gpu);
     cpu->destroy(cpu);

@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             float sum = softmax.sum[half];
             sum += __shfl_xor_sync(FULL_MASK, sum, 1);
             sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-            const float inverse = __fdividef(1.0f, sum);
+            const float inverse = reciprocal_fast(sum);
             UNROLL for (int n = 0; n < D / 8; n++) acc[4 * n + 2 * half] *= inverse, acc[4 * n + 2 * half + 1] *= inverse;
             if (lse && threadIdx.x % 4 == 0 && row < x.T) lse[(size_t)place.head * x.T + row] = softmax.max[half] * LN_2 + logf(sum); /* the sum is 1 or more */
         }

@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
             float sum = softmax.sum[m][half];
             sum += __shfl_xor_sync(FULL_MASK, sum, 1);
             sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-            const float inverse = __fdividef(1.0f, sum);
+            const float inverse = reciprocal_fast(sum);
             UNROLL for (int n = 0; n < D / 8; n++) acc[m][n][2 * half] *= inverse, acc[m][n][2 * half + 1] *= inverse;
             if (lse && t == 0 && row < x.T) lse[(size_t)end.head * x.T + row] = softmax.max[m][half] * LN_2 + logf(sum); /* the sum is 1 or more */
         }

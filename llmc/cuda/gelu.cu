@@ -8,7 +8,7 @@ namespace LLMC_NS {
 enum { THREADS = 256 };
 
 /* out[i] = gelu(pre[i]).  out (n) =, pre (n) in.  A thread: one vector of 16 bytes; the first threads also the tail of n % N elements.
- * Bytes: 2 n elements, the floor. Error: one rounding of the output beside those of expf. */
+ * Bytes: 2 n elements, the floor. Error: one rounding of the output beside gelu_p's. */
 template <bool BACKWARD> __global__ void __launch_bounds__(THREADS) gelu_kernel(elem *out, const elem *pre, size_t n) {
     begin_kernel();
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, vectors = n / Vec<elem>::N, tail = vectors * Vec<elem>::N + i;

@@ -1,24 +1,25 @@
-/* GELU in its tanh form (Hendrycks and Gimpel 2016) and its derivative, of one float. FAST: by the device's approximate exponential and division, for
- * results that are rounded to 16 bits: relative error below 2^-17. */
+/* GELU in its tanh form (Hendrycks and Gimpel 2016) and its derivative, of one float. */
 #ifndef LLMC_CUDA_GELU_CUH
 #define LLMC_CUDA_GELU_CUH
-#include "kernel.cuh"
+#include "ptx.cuh"
 
 namespace LLMC_NS {
 
-/* 1 + tanh(u) = 2 / (1 + exp(-2u)), which does not cancel for negative u; e is exp(-2u), bounded so that e * e stays finite. */
-template <bool FAST> __device__ __forceinline__ float gelu_e(float x) {
-    float u = fminf(-1.5957691216057308f * (x + 0.044715f * x * x * x), 40.0f); /* -2 sqrt(2/pi) */
-    return FAST ? __expf(u) : expf(u);
+/* p = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3), which does not cancel for negative u; gelu is x p. In bf16, whose results are
+ * rounded to 8 bits, by the device's approximate power and reciprocal: relative error of p below 2^-17, and 0 from u = -44 on. */
+__device__ __forceinline__ float gelu_p(float x) {
+    const float x2 = x * x;
+#if LLMC_BF16 /* 2 sqrt(2/pi) log2(e), and that times 0.044715 */
+    return reciprocal_fast(1.0f + exp2_fast(x * fmaf(x2, -0.1029432396f, -2.302208198f)));
+#else
+    return 1.0f / (1.0f + expf(x * fmaf(x2, -0.0713548163f, -1.5957691216f)));
+#endif
 }
-template <bool FAST = false> __device__ __forceinline__ float gelu_value(float x) {
-    const float below = 1.0f + gelu_e<FAST>(x);
-    return FAST ? __fdividef(x, below) : x / below;
-}
-/* with p = 1/(1+e): p + x p (1-p) 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
-template <bool FAST = false> __device__ __forceinline__ float gelu_slope(float x) {
-    float e = gelu_e<FAST>(x), p = FAST ? __fdividef(1.0f, 1.0f + e) : 1.0f / (1.0f + e);
-    return p + x * (p * (e * p)) * (1.5957691216057308f * (1.0f + 0.134145f * x * x));
+__device__ __forceinline__ float gelu_value(float x) { return x * gelu_p(x); }
+/* p + x p (1 - p) 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
+__device__ __forceinline__ float gelu_slope(float x) {
+    const float p = gelu_p(x), spread = LLMC_BF16 ? fmaf(-p, p, p) : p * gelu_p(-x); /* of p near 1, 1 - p has lost what float32 would show */
+    return fmaf(x * spread, fmaf(x * x, 0.2140644488f, 1.5957691216f), p);
 }
 
 } /* namespace */

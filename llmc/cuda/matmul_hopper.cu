@@ -26,7 +26,7 @@ enum Form { FORM_ELEM, FORM_GELU, FORM_DGELU, FORM_FLOAT }; /* ELEM: bias if the
 
 /* A tile of 128 x N of c a block, 256 x N a cluster.
  * IN_TURN: each multiplying warpgroup has tiles of its own, so that one's epilogue runs under the other's products: N floats of sums a thread, N <= 192.
- *   At K = 768, N = 192 a tile's products take 9,216 cycles of the tensor cores and its epilogue some 2,000 to 5,000 (GELU) of one warpgroup's issue:
+ *   At K = 768, N = 192 a tile's products take 9,216 cycles of the tensor cores and its epilogue some 1,500 to 3,800 (dGELU) of one warpgroup's issue:
  *   hidden, where a shared tile would stand still for it. They take turns at named barriers: who waited for a stage more than a round of the ring ahead
  *   would pass at once, its barrier's parity being that of the round before.
  * Else both share a tile, 64 rows each: N / 2 floats a thread, N = 256. The epilogue is not hidden, only the next tile's first copies are.
@@ -149,38 +149,22 @@ template <int R> __device__ __forceinline__ void gather(float (&x)[8], const flo
     }
 }
 
-/* Up to 8 elements of a row, packed: 16-byte accesses where all are within, else one by one. */
-template <class E> __device__ __forceinline__ Piece<E, 8> read_row(const E *p, unsigned n) {
-    if (n >= 8) return load_piece<8>(p);
-    E v[8];
-    UNROLL for (unsigned e = 0; e < 8; e++) v[e] = p[e < n ? e : 0];
-    Piece<E, 8> piece;
-    memcpy(piece.raw, v, sizeof v);
-    return piece;
-}
-template <class E> __device__ __forceinline__ void write_row(E *p, const float (&x)[8], unsigned n) {
-    const Piece<E, 8> piece = pack<E, 8>(x);
-    if (n >= 8) return store_piece(p, piece);
-    E v[8];
-    memcpy(v, piece.raw, sizeof v);
-    UNROLL for (unsigned e = 0; e < 8; e++)
-        if (e < n) p[e] = v[e];
-}
-
 /* c, and aux or from aux, of the 64 or 128 rows from `row` on and N columns from `column` on: a quad writes 32 neighbours of a row at once, 64 bytes or 128. */
 template <class T, Form F> __device__ __forceinline__ void finish(const float (&d)[T::PARTS][T::R], const Work &w, unsigned row, unsigned column, unsigned split) {
-    const unsigned lane = threadIdx.x % WARP, first = row + threadIdx.x / WARP % 4 * 16 + lane / 4;
+    const unsigned thread = not_kept(threadIdx.x), lane = thread % WARP, first = row + thread / WARP % 4 * 16 + lane / 4;
     typedef typename std::conditional<F == FORM_FLOAT, float, elem>::type Out;
     Out *c = (Out *)w.c + (F == FORM_FLOAT ? split * w.c_split : 0);
     UNROLL for (int j = 0; j < T::N / 8; j += 4) {
-        const unsigned n = column + 8 * (unsigned)(j + lane % 4), within = n < w.N ? w.N - n : 0;
+        const unsigned n = column + 8 * (unsigned)(j + lane % 4);
+        const bool within = n < w.N;      /* N is a multiple of 8 */
         const size_t start = (size_t)first * w.c_row + n;
         Piece<elem, 8> bias = {}, saved[T::PARTS * 2];
-        if ((F == FORM_GELU || (F == FORM_ELEM && w.bias)) && within) bias = read_row(w.bias + n, within);
+        if ((F == FORM_GELU || (F == FORM_ELEM && w.bias)) && within) bias = load_piece<8>(w.bias + n);
         if constexpr (F == FORM_DGELU) {
+            __syncwarp();                  /* or ptxas loads further columns' ahead and spills */
             UNROLL for (int i = 0; i < T::PARTS * 2; i++) { /* all of them on the way at once */
                 const unsigned below = 8 * (i % 2) + 64 * (i / 2);
-                if (first + below < w.M && within) saved[i] = read_row(w.aux + start + below * w.c_row, within);
+                if (first + below < w.M && within) saved[i] = load_piece<8>(w.aux + start + below * w.c_row);
             }
         }
         UNROLL for (int i = 0; i < T::PARTS * 2; i++) {
@@ -194,19 +178,19 @@ template <class T, Form F> __device__ __forceinline__ void finish(const float (&
                 UNROLL for (int e = 0; e < 8; e++) x[e] += y[e];
             }
             if constexpr (F == FORM_GELU) {
-                write_row(w.aux + at, x, within);
-                UNROLL for (int e = 0; e < 8; e++) x[e] = gelu_value<true>(x[e]);
+                store_piece(w.aux + at, pack<elem, 8>(x));
+                UNROLL for (int e = 0; e < 8; e++) x[e] = gelu_value(x[e]);
             }
             if constexpr (F == FORM_DGELU) {
                 unpack(y, saved[i]);
-                UNROLL for (int e = 0; e < 8; e++) x[e] *= gelu_slope<true>(y[e]);
+                UNROLL for (int e = 0; e < 8; e++) x[e] *= gelu_slope(y[e]);
             }
             if constexpr (F == FORM_FLOAT)
                 if (w.add) {
-                    unpack(y, read_row(c + at, within));
+                    unpack(y, load_piece<8>(c + at));
                     UNROLL for (int e = 0; e < 8; e++) x[e] += y[e];
                 }
-            write_row(c + at, x, within);
+            store_piece(c + at, pack<Out, 8>(x));
         }
     }
 }
@@ -318,15 +302,14 @@ static Variant variant_for(const Product *p, int tile) {
     return {NULL, 0};
 }
 
-static size_t partial_row(const Product *p) { return round_up(p->N, (size_t)8); }
 size_t own_workspace(const Product *p, OwnChoice o) {
-    return o.splits > 1 ? (size_t)o.splits * (p->M * partial_row(p) + (p->epilogue == EPI_BIAS_GRAD ? round_up(p->M, (size_t)8) : 0)) * sizeof(float) : 0;
+    return o.splits > 1 ? (size_t)o.splits * (p->M * p->N + (p->epilogue == EPI_BIAS_GRAD ? round_up(p->M, (size_t)8) : 0)) * sizeof(float) : 0;
 }
 
 bool own_takes(const CudaBackend *cuda, const Product *p, OwnChoice o) {
     const size_t most = (size_t)1 << 30;
     return cuda->options.own_products != OWN_OFF && cuda->capability == 90 && variant_for(p, o.tile).kernel && p->a_row % 8 == 0 && p->b_row % 8 == 0 && p->c_row % 8 == 0 &&
-           p->M <= most && p->N <= most && p->K <= most && o.splits >= 1 && o.splits <= MOST_SPLITS && (size_t)o.splits <= ceil_div(p->K, (size_t)DEPTH) &&
+           p->N % 8 == 0 && p->M <= most && p->N <= most && p->K <= most && o.splits >= 1 && o.splits <= MOST_SPLITS && (size_t)o.splits <= ceil_div(p->K, (size_t)DEPTH) &&
            (o.splits == 1 || p->c_float) && ceil_div(p->M, (size_t)(2 * M_TILE)) * ceil_div(p->N, (size_t)tile_n[o.tile]) * o.splits <= most;
 }
 
@@ -396,7 +379,7 @@ void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Oper
     const Variant v = variant_for(p, choice.tile);
     const unsigned N = tile_n[choice.tile];
     const bool split = choice.splits > 1, grad = p->epilogue == EPI_BIAS_GRAD;
-    const size_t row = partial_row(p), M = p->M;
+    const size_t M = p->M, row = p->N;
     float *partial = (float *)workspace, *partial_grad = split ? partial + choice.splits * M * row : NULL;
     Work w = {};
     w.M = (unsigned)M, w.N = (unsigned)p->N, w.pairs = (unsigned)ceil_div(M, (size_t)(2 * M_TILE)), w.across = (unsigned)ceil_div(p->N, (size_t)N);

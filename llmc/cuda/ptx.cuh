@@ -48,6 +48,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+/* 1 / x, relative error below 2^-22; infinity gives 0. */
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* x itself, computed anew at each use: what follows from it is not kept in registers across a loop. No instruction. */
 __device__ __forceinline__ uint32_t not_kept(uint32_t x) {
     asm volatile("" : "+r"(x));
