@@ -7,7 +7,7 @@
 
 namespace LLMC_NS {
 
-enum { GROUP_THREADS = 128, GROUP_ROWS = 64, HOPPER_GROUPS = 2, HOPPER_ROWS = HOPPER_GROUPS * GROUP_ROWS, HOPPER_THREADS = (1 + HOPPER_GROUPS) * GROUP_THREADS };
+enum { GROUP_THREADS = 128, GROUP_ROWS = 64, HOPPER_GROUPS = 2, HOPPER_ROWS = HOPPER_GROUPS * GROUP_ROWS, HOPPER_READERS = HOPPER_GROUPS * GROUP_THREADS / WARP, HOPPER_THREADS = (1 + HOPPER_GROUPS) * GROUP_THREADS };
 enum { PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240 };
 enum { PINGPONG_BARRIER = 1, GROUP_BARRIER = 3 }; /* and the one after */
 
@@ -26,7 +26,9 @@ static inline dim3 hopper_grid(const CudaBackend *cuda, const TileGrid &x) {
     return dim3(tiles < sms ? tiles : sms);
 }
 
-/* Stage and phase of a ring's next use, both sides the same way round. */
+/* Stage and phase of a ring's next use, both sides the same way round. Each of the HOPPER_READERS warps gives a stage back itself, by one lane, once it has waited
+ * for its own part of the products. And each waits for every stage to be full, also for one that it does not need: copies may end in any order, and whose next
+ * wait for that stage came while the one left out is still under way would take the end of the round before for that of the next. */
 template <int STAGES> struct Ring {
     unsigned stage = 0, phase = 0;
     static __device__ __forceinline__ Ring of_use(unsigned n) { return Ring{n % STAGES, n / STAGES % 2}; }

@@ -24,15 +24,21 @@ template <int D, int PARTS, int OWN, int RING, int STATS> struct BackwardHopper 
         own_full = (uint64_t *)(void *)(shared + BARRIERS_AT), own_empty = own_full + OWN_STAGES;
         first_full = own_empty + OWN_STAGES, first_empty = first_full + STAGES, second_full = first_empty + STAGES, second_empty = second_full + STAGES;
         if (threadIdx.x == 0) {
-            for (int i = 0; i < OWN_STAGES; i++) mbarrier_init(&own_full[i], 1), mbarrier_init(&own_empty[i], HOPPER_GROUPS);
+            for (int i = 0; i < OWN_STAGES; i++) mbarrier_init(&own_full[i], 1), mbarrier_init(&own_empty[i], HOPPER_GROUPS); /* whose first threads store from there */
             for (int i = 0; i < STAGES; i++) {
-                mbarrier_init(&first_full[i], brings), mbarrier_init(&first_empty[i], HOPPER_GROUPS);
-                mbarrier_init(&second_full[i], 1), mbarrier_init(&second_empty[i], HOPPER_GROUPS);
+                mbarrier_init(&first_full[i], brings), mbarrier_init(&first_empty[i], HOPPER_READERS);
+                mbarrier_init(&second_full[i], 1), mbarrier_init(&second_empty[i], HOPPER_READERS);
             }
             fence_mbarrier_init();
         }
         __syncthreads();
         begin_kernel();
+    }
+    /* A stage of both rings that this warp has no use for. */
+    __device__ __forceinline__ void pass_over(Ring<STAGES> &ring) const {
+        mbarrier_wait(&first_full[ring.stage], ring.phase), mbarrier_wait(&second_full[ring.stage], ring.phase);
+        if (threadIdx.x % WARP == 0) mbarrier_arrive(&first_empty[ring.stage]), mbarrier_arrive(&second_empty[ring.stage]);
+        ring.next();
     }
 };
 /* A tensor's 128 rows into tiles of 64. */
@@ -78,7 +84,7 @@ template <int D> __device__ __forceinline__ void hopper_delta(float *to_shared, 
  * Warpgroup 0: warp 0 brings the tile's own rows and keys, warp 1 values. Warpgroups 1 and 2: 64 queries each; first delta. Then over blocks of 64 keys from
  *   the diagonal down: S = Q K^T, dP = dO V^T, dQ += dS K with dS in registers. In the order of issue: dP j, S j+1, dQ j, dP j+1 and so on; so P j is computed
  *   under dQ j-1 and dP j, dS j under S j+1. Only dQ is under way where the loop closes: what a wait there would leave for the next round, ptxas gives up on and
- *   serialises. Q (and at D = 64 dO) in registers. The first block of keys is none of group 0's: the producer gives it back in its place.
+ *   serialises. Q (and at D = 64 dO) in registers. The first block of keys is none of group 0's.
  * Rows from T on: q, dout, out and lse count as zeros; keys from T on are seen by such rows only; not stored.
  * Bytes: q, dout, out, lse, dq, delta once; k and v once from memory and T/256 times from the L2. Shared memory, a warpgroup and step: at D = 64 24 KB for 384 cycles
  *   of tensor cores; at 128 64 KB for 768, of each 128 bytes. FLOPs: 6 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step;
@@ -115,7 +121,6 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             uint64_t *full = keys ? tile.first_full : tile.second_full, *empty = keys ? tile.first_empty : tile.second_empty;
             NO_UNROLL for (int key = first + HOPPER_ROWS - STEP; key >= 0; key -= STEP, ring.next()) {
                 mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
-                if (key == first + HOPPER_ROWS - STEP) mbarrier_arrive(&empty[ring.stage]); /* for the warpgroup that leaves it out */
                 mbarrier_arrive_expect(&full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(to + ring.stage * Tile::STEP_BYTES, qkv, &full[ring.stage], column + (keys ? 1 : 2) * x.out_row, key, b);
             }
@@ -126,7 +131,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     registers_more<CONSUMER_REGISTERS>();
     const auto consume = [&](auto which) {
         constexpr unsigned group = decltype(which)::value;
-        const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
+        const bool one = threadIdx.x % GROUP_THREADS == 0, speaks = threadIdx.x % WARP == 0; /* for the warpgroup, for the warp */
         const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
         const uint32_t first_at = shared_address(shared + Tile::FIRST_AT);
         const uint64_t k_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), k_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 const int t = first + row + 8 * half;
                 row_lse[half] = t < x.T ? lse[(size_t)place.head * x.T + t] * LOG2_E : 0;
             }
-            if constexpr (group == 0) ring.next(); /* does not see the first block of keys: the producer has given it back */
+            if constexpr (group == 0) tile.pass_over(ring); /* it does not see the first block of keys */
             mbarrier_wait(&tile.own_full[own.stage], own.phase);
             q.init(q_rows);
             d_out.init(dout_rows);
@@ -181,8 +186,8 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                     wgmma_commit();
                     wgmma_wait<1>(dp);
                 } else wgmma_wait<0>(dp);
-                if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
-                if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
+                if (speaks && j) mbarrier_arrive(&tile.first_empty[before.stage]);
+                if (speaks) mbarrier_arrive(&tile.second_empty[now.stage]);
                 UNROLL for (int k = 0; k < STEP / 16; k++)
                     UNROLL for (int i = 0; i < 4; i++) ds[k][i] = gradients_of(p[k][i], group_pair(dp, k, i), make_float2(row_delta[i % 2], row_delta[i % 2]));
                 group_pin(ds);
@@ -196,7 +201,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             step(last, Constant<1>());
             ring.next();
             wgmma_wait<0>(acc);
-            if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
+            if (speaks) mbarrier_arrive(&tile.first_empty[before.stage]);
             group_scale(acc, x.scale);
             own_store<D>(dqkv, q_rows, acc, (int)place.head % x.H * D, first, (int)place.head / x.H, group);
             if (one) bulk_wait_read<0>(), mbarrier_arrive(&tile.own_empty[own.stage]);
@@ -219,7 +224,7 @@ template <int D> using KeyHopper = BackwardHopper<D, 2, 2, D == 64 ? 4 : 3, (D =
  *   Warpgroups 1 and 2: 64 keys each, over blocks of 64 queries from the diagonal on: S^T = K Q^T and dP^T = V dO^T have keys as rows, so that P^T and dS^T in
  *   registers are the left operands of dV += P^T dO and dK += dS^T Q. In the order of issue at D = 64: dP j, dV j and S j+1, dK j, dP j+1 and so on; so P j is
  *   computed under dK j-1 and dP j, dS j under dV j and S j+1; K and V are in registers. At D = 128, where registers are short, S j after dK j-1: P j under dP j, dS j
- *   under dV j. The first block of queries is none of group 1's: the producers give it back in its place.
+ *   under dV j. The first block of queries is none of group 1's.
  * Rows from T on: q, dout, lse and delta count as zeros, so that p = 1 meets dout = 0 and ds is 0; keys are not stored.
  * Bytes: k, v, dk, dv once; q, dout, lse, delta once from memory and T/256 times from the L2. Shared memory, a warpgroup and step: 32 KB for 512 cycles of tensor cores
  *   at D = 64; at 128 96 KB for 1024, of each 128 bytes. FLOPs: 8 D (T^2/2 + 64 T) a head. exp2: 256 cycles a step;
@@ -267,7 +272,6 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             own_load<D>(to + Tile::PART_BYTES, qkv, &tile.own_full[own.stage], column + 2 * x.out_row, first, b);
             NO_UNROLL for (int query = first; query < end; query += STEP, ring.next()) {
                 mbarrier_wait(&tile.first_empty[ring.stage], ring.phase ^ 1);
-                if (query == first) mbarrier_arrive(&tile.first_empty[ring.stage]); /* for the warpgroup that leaves it out */
                 mbarrier_arrive_expect(&tile.first_full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(shared + Tile::FIRST_AT + ring.stage * Tile::STEP_BYTES, qkv, &tile.first_full[ring.stage], column, query, b);
             }
@@ -275,7 +279,6 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
         else if (warp == 1) for_tiles([&](unsigned, int first, int column, int b) {
             NO_UNROLL for (int query = first; query < end; query += STEP, ring.next()) {
                 mbarrier_wait(&tile.second_empty[ring.stage], ring.phase ^ 1);
-                if (query == first) mbarrier_arrive(&tile.second_empty[ring.stage]);
                 mbarrier_arrive_expect(&tile.second_full[ring.stage], Tile::STEP_BYTES);
                 head_load<D, STEP>(shared + Tile::SECOND_AT + ring.stage * Tile::STEP_BYTES, dout, &tile.second_full[ring.stage], column, query, b);
             }
@@ -288,7 +291,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     registers_more<CONSUMER_REGISTERS>();
     const auto consume = [&](auto which) {
         constexpr unsigned group = decltype(which)::value;
-        const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
+        const bool one = threadIdx.x % GROUP_THREADS == 0, speaks = threadIdx.x % WARP == 0; /* for the warpgroup, for the warp */
         const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4; /* and 8 below */
         const uint32_t first_at = shared_address(shared + Tile::FIRST_AT), second_at = shared_address(shared + Tile::SECOND_AT);
         const uint64_t q_scores = tile_descriptor<SWIZZLE_128, K_MAJOR>(first_at, STEP), q_sum = tile_descriptor<SWIZZLE_128, MN_MAJOR>(first_at, STEP);
@@ -300,7 +303,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             float dk[D / 2], dv[D / 2], s[STEP / 2], dp[STEP / 2];
             uint32_t p[STEP / 16][4], ds[STEP / 16][4];
             GroupLeft<D, D == 64> k, v;
-            if constexpr (group == 1) ring.next(); /* is not seen by the first block of queries: the producers have given it back */
+            if constexpr (group == 1) tile.pass_over(ring); /* the first block of queries does not see it */
             mbarrier_wait(&tile.own_full[own.stage], own.phase);
             k.init(k_rows);
             v.init(v_rows);
@@ -341,11 +344,11 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 group_pin(p);
                 wgmma_fence(dv);
                 group_accumulate<D, STEP>(dv, p, dout_sum + (now.stage * Tile::STEP_BYTES >> 4), true);
-                if constexpr (!LAST) ring.next();
-                if constexpr (AHEAD && !LAST) issue_scores();
                 wgmma_commit();
-                wgmma_wait<1>(dp);
-                if (one && j) mbarrier_arrive(&tile.first_empty[before.stage]);
+                if constexpr (!LAST) ring.next();
+                if constexpr (AHEAD && !LAST) issue_scores(), wgmma_commit(), wgmma_wait<2>(dp);
+                else wgmma_wait<1>(dp);
+                if (speaks && j) mbarrier_arrive(&tile.first_empty[before.stage]);
                 UNROLL for (int n = 0; n < STEP / 8; n++) {
                     const float2 c = *(const float2 *)(const void *)(now_delta + 8 * n); /* of the two columns */
                     UNROLL for (int half = 0; half < 2; half++) {
@@ -359,7 +362,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
                 wgmma_commit();
                 if constexpr (AHEAD && !LAST) wgmma_wait<1>(s, dv);
                 else wgmma_wait<1>(dv);
-                if (one) mbarrier_arrive(&tile.second_empty[now.stage]);
+                if (speaks) mbarrier_arrive(&tile.second_empty[now.stage]);
                 before = now;
             };
             NO_UNROLL for (int j = 0; j + 1 < steps; j++) step(j, Constant<0>());
@@ -367,7 +370,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             ring.next();
             wgmma_wait<0>(dk);
             if constexpr (!AHEAD) named_sync(GROUP_BARRIER + group, GROUP_THREADS); /* no warp reads K and V any more */
-            if (one) mbarrier_arrive(&tile.first_empty[before.stage]);
+            if (speaks) mbarrier_arrive(&tile.first_empty[before.stage]);
             group_scale(dk, x.scale);
             const int column = (int)place.head % x.H * D + x.out_row, at = first + (int)group * GROUP_ROWS, b = (int)place.head / x.H;
             own_store<D>(dqkv, k_rows, dk, column, at, b, group);

@@ -65,10 +65,10 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     uint64_t *q_full = (uint64_t *)(void *)(shared + Tile::BARRIERS_AT), *q_empty = q_full + Tile::Q_STAGES;
     uint64_t *k_full = q_empty + Tile::Q_STAGES, *k_empty = k_full + Tile::STAGES, *v_full = k_empty + Tile::STAGES, *v_empty = v_full + Tile::STAGES;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < Tile::Q_STAGES; i++) mbarrier_init(&q_full[i], 1), mbarrier_init(&q_empty[i], HOPPER_GROUPS);
+        for (int i = 0; i < Tile::Q_STAGES; i++) mbarrier_init(&q_full[i], 1), mbarrier_init(&q_empty[i], HOPPER_READERS);
         for (int i = 0; i < Tile::STAGES; i++) {
-            mbarrier_init(&k_full[i], 1), mbarrier_init(&k_empty[i], HOPPER_GROUPS);
-            mbarrier_init(&v_full[i], 1), mbarrier_init(&v_empty[i], HOPPER_GROUPS);
+            mbarrier_init(&k_full[i], 1), mbarrier_init(&k_empty[i], HOPPER_READERS);
+            mbarrier_init(&v_full[i], 1), mbarrier_init(&v_empty[i], HOPPER_READERS);
         }
         fence_mbarrier_init();
     }
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
 
     registers_more<CONSUMER_REGISTERS>();
     const unsigned group = hopper_group();
-    const bool one = threadIdx.x % GROUP_THREADS == 0; /* who speaks for the warpgroup */
+    const bool one = threadIdx.x % GROUP_THREADS == 0, speaks = threadIdx.x % WARP == 0; /* for the warpgroup, for the warp */
     unsigned char *rows_out = shared + Tile::OUT_AT + group * GROUP_ROWS * 2 * D;
     const uint64_t k_first = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared + Tile::K_AT), KEYS);
     const uint64_t v_first = tile_descriptor<SWIZZLE_128, MN_MAJOR>(shared_address(shared + Tile::V_AT), KEYS);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             group_scores<D, false, SEEN / 2, KEYS>(s, q, k_first + (ring.stage * Tile::KEY_BYTES >> 4));
             wgmma_commit();
             wgmma_wait<0>(s);
-            if (one) mbarrier_arrive(&k_empty[ring.stage]);
+            if (speaks) mbarrier_arrive(&k_empty[ring.stage]);
             ring.next();
             const int lane = threadIdx.x % WARP, row = (int)threadIdx.x % GROUP_THREADS / WARP * 16 + lane / 4;
             UNROLL for (int i = 0; i < 4; i++) {
@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             }
             softmax.step(shrink, s, x.scale_log2);
             group_pack(weights, s);
+            group_pin(weights);
         };
         /* Scores of a block and the values of the one before it, of which SEEN keys count. */
         const auto step = [&](auto seen_keys, auto is_first) {
@@ -157,15 +158,16 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             wgmma_commit();
             named_arrive(PINGPONG_BARRIER + (group ^ 1), HOPPER_GROUPS * GROUP_THREADS);
             wgmma_wait<1>(s);
-            if (one) mbarrier_arrive(&k_empty[ring.stage]);
+            if (speaks) mbarrier_arrive(&k_empty[ring.stage]);
             const bool shrinks = softmax.step(shrink, s, x.scale_log2);
             wgmma_wait<0>(acc);
-            if (one) mbarrier_arrive(&v_empty[v_ring.stage]);
+            if (speaks) mbarrier_arrive(&v_empty[v_ring.stage]);
             ring.next(), v_ring.next();
             if (shrinks) {
                 UNROLL for (int n = 0; n < D / 2; n++) acc[n] *= shrink[n % 4 / 2];
             }
             group_pack(weights, s);
+            group_pin(weights);
         };
         const auto last = [&](auto seen_keys, auto is_first) { /* values alone */
             mbarrier_wait(&v_full[v_ring.stage], v_ring.phase);
@@ -182,14 +184,14 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             if (group == 0) step(Constant<GROUP_ROWS>(), Constant<1>());
             else step(Constant<KEYS>(), Constant<1>());
             NO_UNROLL for (int j = 2; j < blocks; j++) step(Constant<KEYS>(), Constant<0>());
-            if (one) mbarrier_arrive(&q_empty[q_ring.stage]);
+            if (speaks) mbarrier_arrive(&q_empty[q_ring.stage]);
             last(Constant<KEYS>(), Constant<0>());
         } else {
-            if (one) mbarrier_arrive(&q_empty[q_ring.stage]);
+            if (speaks) mbarrier_arrive(&q_empty[q_ring.stage]);
             if (group == 0) last(Constant<GROUP_ROWS>(), Constant<1>());
             else last(Constant<KEYS>(), Constant<1>());
         }
-        if (one) mbarrier_arrive(&v_empty[v_ring.stage]);
+        if (speaks) mbarrier_arrive(&v_empty[v_ring.stage]);
         v_ring.next();
 
         const int first = (int)(x.blocks - 1 - place.block) * HOPPER_ROWS + (int)group * GROUP_ROWS;

@@ -30,14 +30,17 @@ enum Form { FORM_ELEM, FORM_GELU, FORM_DGELU, FORM_FLOAT }; /* ELEM: bias if the
  *   hidden, where a shared tile would stand still for it. They take turns at named barriers: who waited for a stage more than a round of the ring ahead
  *   would pass at once, its barrier's parity being that of the round before.
  * Else both share a tile, 64 rows each: N / 2 floats a thread, N = 256. The epilogue is not hidden, only the next tile's first copies are.
- * From the L2 to an SM, a stage: 16 KiB + 64 N bytes in 4 N cycles of its tensor cores: at N = 256 32 bytes a cycle, at 192 37, at 160 42 (MN-major B, of
- * whole panels: 45); were B not sent to both 48, 53, 58. An SM's port takes 64. Stages: 4 at 256, 5 at 192, 6 (MN-major: 5) at 160. */
+ * From the L2 to an SM, a stage: 16 KiB + 64 N bytes in 4 N cycles of its tensor cores: at N = 256 32 bytes a cycle, at 192 37, at 160 42; were B not sent to
+ * both 48, 53, 58. An SM's port takes 64. Stages: 4 at 256, 5 at 192, 6 at 160.
+ * MN-major B lies in whole panels, of 64 columns or, at 160, of 32 (a swizzle of 64 bytes): nobody is known to use a part of a panel. */
 template <int N_, bool IN_TURN_, Major B> struct Tile {
-    static constexpr int N = N_, PARTS = IN_TURN_ ? 2 : 1, R = N / 2, PANELS = (N + 63) / 64, B_ROWS = B == K_MAJOR ? N : DEPTH;
+    static constexpr int N = N_, PARTS = IN_TURN_ ? 2 : 1, R = N / 2, B_ROWS = B == K_MAJOR ? N : DEPTH;
     static constexpr bool IN_TURN = IN_TURN_;
-    static constexpr unsigned A_BYTES = M_TILE * DEPTH * 2, B_BYTES = B == K_MAJOR ? N * DEPTH * 2 : PANELS * 64 * DEPTH * 2, STAGE = A_BYTES + B_BYTES;
+    static constexpr TileSwizzle B_SWIZZLE = B == MN_MAJOR && N % 64 ? SWIZZLE_64 : SWIZZLE_128;
+    static constexpr int B_PANEL = (int)swizzle_span(B_SWIZZLE) / 2;
+    static constexpr unsigned A_BYTES = M_TILE * DEPTH * 2, B_BYTES = N * DEPTH * 2, STAGE = A_BYTES + B_BYTES;
     static constexpr unsigned STAGES = (SHARED_ROOM - 1024) / STAGE, ONES = STAGES * STAGE, BARRIERS = ONES + 256, SHARED = BARRIERS + 2 * STAGES * sizeof(uint64_t);
-    static_assert(N % 32 == 0 && R * PARTS <= 192 && STAGES >= 3 && SHARED <= SHARED_ROOM, "sums in registers, stages in shared memory");
+    static_assert(N % 32 == 0 && (B == K_MAJOR || N % B_PANEL == 0) && R * PARTS <= 192 && STAGES >= 3 && SHARED <= SHARED_ROOM, "sums in registers, stages in shared memory");
 };
 
 /* What a launch computes: pairs x across tiles of 256 x N, `splits` parts of the `depth` stages of k each. */
@@ -94,8 +97,8 @@ template <class T, Major A, Major B> __device__ __forceinline__ void copy_all(co
             else tma_load(a, map_a, full, m, k), tma_load(a + T::A_BYTES / 2, map_a, full, m + 64, k);
             if (B == K_MAJOR) tma_load_multicast(b + rank * (T::B_BYTES / 2), map_b, full, 3, k, n + (int)rank * (T::N / 2)); /* half of its rows */
             else {
-                UNROLL for (int p = 0; p < T::PANELS; p++) /* half of the k */
-                    tma_load_multicast(b + p * 64 * DEPTH * 2 + rank * 32 * 128, map_b, full, 3, n + p * 64, k + (int)rank * 32);
+                UNROLL for (int p = 0; p < T::N; p += T::B_PANEL) /* half of the k */
+                    tma_load_multicast(b + p * DEPTH * 2 + rank * (DEPTH / 2) * (T::B_PANEL * 2), map_b, full, 3, n + p, k + (int)rank * (DEPTH / 2));
             }
         }
     }
@@ -116,13 +119,13 @@ __device__ __forceinline__ void multiply(float (&d)[T::PARTS][T::R], float (&g)[
         const unsigned now = step + s;
         mbarrier_wait(ring.full(now), ring.parity(now));
         const uint64_t a = tile_descriptor<SWIZZLE_128, A>(shared_address(ring.a(now)) + tile_advance<SWIZZLE_128, A>(rows_a, 0, row), rows_a);
-        const uint64_t b = tile_descriptor<SWIZZLE_128, B>(shared_address(ring.b(now)), T::B_ROWS);
+        const uint64_t b = tile_descriptor<T::B_SWIZZLE, B>(shared_address(ring.b(now)), T::B_ROWS);
         if constexpr (T::PARTS == 2) wgmma_fence(d[0], d[1], g[0], g[1]);
         else wgmma_fence(d[0], g[0]);
         UNROLL for (unsigned k = 0; k < DEPTH; k += 16)
             UNROLL for (int p = 0; p < T::PARTS; p++) {
                 const uint64_t part = a + (tile_advance<SWIZZLE_128, A>(rows_a, k, 64 * p) >> 4);
-                wgmma_ss<A, B>(d[p], part, b + (tile_advance<SWIZZLE_128, B>(T::B_ROWS, k) >> 4), s || k);
+                wgmma_ss<A, B>(d[p], part, b + (tile_advance<T::B_SWIZZLE, B>(T::B_ROWS, k) >> 4), s || k);
                 if constexpr (GRAD) wgmma_ss<A, K_MAJOR>(g[p], part, ones, s || k);
             }
         wgmma_commit();
@@ -359,11 +362,11 @@ int own_choices(const CudaBackend *cuda, const Product *p, OwnChoice choices[OWN
 
 /* ---- launches -------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Of a matrix that is stored (rows, columns) in rows of `row`: boxes of 64 columns and `box_rows` rows. */
-static TensorMap map_of(const elem *x, size_t rows, size_t columns, size_t row, unsigned box_rows) {
+/* Of a matrix that is stored (rows, columns) in rows of `row`: boxes of 64 columns, or 32, and `box_rows` rows. */
+static TensorMap map_of(const elem *x, size_t rows, size_t columns, size_t row, unsigned box_rows, unsigned box_columns = 64) {
     const size_t dim[2] = {columns, rows}, stride = row * sizeof(elem);
-    const unsigned box[2] = {DEPTH, box_rows};
-    return tensor_map(x, 2, dim, &stride, box, SWIZZLE_128);
+    const unsigned box[2] = {box_columns, box_rows};
+    return tensor_map(x, 2, dim, &stride, box, box_columns == 64 ? SWIZZLE_128 : SWIZZLE_64);
 }
 
 static void sum_splits(CudaBackend *cuda, float *c, const float *partial, size_t M, size_t N, size_t row, size_t c_row, int splits, bool add) {
@@ -388,7 +391,7 @@ void own_issue(CudaBackend *cuda, const Product *p, OwnChoice choice, const Oper
     w.bias = p->epilogue == EPI_BIAS || p->epilogue == EPI_BIAS_GELU ? o->bias : NULL, w.aux = o->aux;
     w.bias_grad = !grad ? NULL : split ? partial_grad : o->bias_grad;
     const TensorMap a = p->a_transposed ? map_of(o->a, p->K, M, p->a_row, DEPTH) : map_of(o->a, M, p->K, p->a_row, M_TILE);
-    const TensorMap b = p->b_transposed ? map_of(o->b, p->N, p->K, p->b_row, N / 2) : map_of(o->b, p->K, p->N, p->b_row, DEPTH / 2);
+    const TensorMap b = p->b_transposed ? map_of(o->b, p->N, p->K, p->b_row, N / 2) : map_of(o->b, p->K, p->N, p->b_row, DEPTH / 2, N % 64 ? 32 : 64);
     const unsigned items = w.pairs * w.across * w.splits, clusters = clusters_of(cuda);
     launch_named("matmul_hopper_kernel", v.kernel, PAIR, dim3(PAIR * (items < clusters ? items : clusters)), dim3(THREADS), v.shared, cuda->stream, a, b, w);
     if (split) sum_splits(cuda, (float *)o->c, partial, M, p->N, row, p->c_row, choice.splits, p->add);
