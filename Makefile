@@ -48,6 +48,11 @@ EMUFLAGS := -std=c++17 -O2 -g -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pr
 ifeq ($(HAVE_EMU),1)
 FLAGS   += -DLLMC_EMU
 LIBS    += -lstdc++
+# CUPTI's headers, where there is a toolkit: its reader is tested with a library of ours.
+ifneq ($(CUDA),1)
+$(shell mkdir -p $(BUILD); NVCC='$(NVCC)' bash scripts/find_cuda.sh | grep '^CUPTI_' >$(BUILD)/cupti.mk)
+include $(BUILD)/cupti.mk
+endif
 EMU_OBJ := $(BUILD)/emu/emu.o $(BUILD)/emu/emu_hopper.o $(BUILD)/emu/runtime.o $(BUILD)/emu/cublaslt_twin.o $(BUILD)/emu/nccl_twin.o $(BUILD)/emu/create.o $(foreach t,0 1,$(BUILD)/emu/$t/absent.o \
            $(patsubst llmc/cuda/%.cu,$(BUILD)/emu/$t/%.o,$(filter-out llmc/cuda/create.cu,$(wildcard llmc/cuda/*.cu))))
 endif
@@ -77,7 +82,8 @@ LIB_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard llmc/*.c llmc/*/*.c dev/data/
 PROGRAMS := $(patsubst dev/data/%.c,%,$(wildcard dev/data/*.c)) $(patsubst %.cu,%,$(wildcard train_gpt2.cu))
 TESTS    := $(patsubst dev/test/%.c,%,$(wildcard dev/test/test_*.c)) $(patsubst dev/test/%.cu,%,$(wildcard dev/test/test_*.cu)) $(patsubst %.cu,%,$(wildcard test_gpt2.cu))
 FUZZERS  := $(patsubst dev/fuzz/%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
-BENCH_OBJ := $(BUILD)/dev/bench/device.o $(if $(CUDA_OBJ),$(BUILD)/dev/bench/device_clock.o)
+TRACE_OBJ := $(BUILD)/dev/bench/kernel_trace.o $(BUILD)/dev/bench/kernel_cupti.o
+BENCH_OBJ := $(BUILD)/dev/bench/device.o $(TRACE_OBJ) $(if $(CUDA_OBJ),$(BUILD)/dev/bench/device_clock.o)
 BENCHES  := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 
 .PHONY: all cuda train_gpt2cu test_gpt2cu cuda-programs cuda-check kernels kernel-report sanitize gpu-record test test-programs quickstart check-asan matrix lint fuzz fuzz-programs bench summary clean help FORCE
@@ -164,8 +170,9 @@ $(BUILD)/test_gpt2: $(BUILD)/test_gpt2.o $(LIB)
 $(BUILD)/test_%: $(BUILD)/dev/test/test_%.o $(LIB)
 	$(LINK)
 $(BUILD)/test_nvml: $(BUILD)/nvml_mock.so
-$(BUILD)/%.so: dev/test/%.c
-	$(CC) -shared -fPIC -Wall -Wextra $< -o $@
+$(BUILD)/test_kernel_trace: $(TRACE_OBJ) $(BUILD)/cupti_mock.so
+$(BUILD)/%.so: dev/test/%.c $(BUILD)/flags
+	$(CC) -shared -fPIC -std=c11 -D_GNU_SOURCE -Wall -Wextra $(FLAGS_ID) $< -o $@
 $(BUILD)/fuzz_%: $(BUILD)/dev/fuzz/fuzz_%.o $(LIB)
 	$(LINK) -fsanitize=fuzzer
 $(BUILD)/bench_%: $(BUILD)/dev/bench/bench_%.o $(BENCH_OBJ) $(LIB)
@@ -174,9 +181,10 @@ $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
 	$(LINK)
 
 $(BUILD)/llmc/dist/mpi_wire.o: FLAGS_ID = $(MPI_FLAGS)
+$(BUILD)/dev/bench/kernel_cupti.o $(BUILD)/dev/test/test_kernel_trace.o $(BUILD)/cupti_mock.so: FLAGS_ID = $(CUPTI_FLAGS)
 
 # Rebuild when compiler or flags change.
-ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(MPI_FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
+ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(MPI_FLAGS) $(CUPTI_FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD); echo '$(ALL_FLAGS)' | cmp -s - $@ || echo '$(ALL_FLAGS)' > $@
 

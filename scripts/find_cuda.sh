@@ -26,7 +26,7 @@ toolkit=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 multiarch=$(cc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
 origin() {
     local header=$1 root inc lib name; shift
-    for root in "$toolkit" "${CUDA_HOME:-$system/usr/local/cuda}" "$system/usr" ${wheels[@]+"${wheels[@]}"} "$system/usr/local"; do
+    for root in "$toolkit" "$toolkit/extras/CUPTI" "${CUDA_HOME:-$system/usr/local/cuda}" "$system/usr" ${wheels[@]+"${wheels[@]}"} "$system/usr/local"; do
         for inc in "$root/include" "$root/include/$multiarch" "$root/targets/x86_64-linux/include" "$root/targets/sbsa-linux/include"; do
             [ -f "$inc/$header" ] || continue
             for lib in "$root/lib64" "$root/lib/$multiarch" "$root/lib" "$root/targets/x86_64-linux/lib" "$root/targets/sbsa-linux/lib"; do
@@ -63,9 +63,18 @@ if origin cudnn_backend.h libcudnn.so && [ -f "$include/cudnn_version.h" ]; then
 else found+=", no cuDNN"; fi
 origin cuda_runtime.h libcudart_static.a libcudart.so || missing "nvcc $version is there ($nvcc), the CUDA runtime is not: cuda_runtime.h and libcudart"
 use
+runtime=$include
 # For training on several GPUs; said, not used.
 if origin nccl.h libnccl.so; then found+=", NCCL $(number NCCL_MAJOR nccl.h).$(number NCCL_MINOR nccl.h).$(number NCCL_PATCH nccl.h)"; else found+=", no NCCL"; fi
 if command -v mpicc >/dev/null; then found+=", MPI"; else found+=", no MPI"; fi
+# For the benchmarks' file that loads CUPTI by itself: headers, where the library is, and the newest structure of each record that it reads.
+cupti=''
+newest() { grep -ho "} CUpti_Activity$1[0-9]*;" "$include"/cupti_activity*.h | tr -d '}; ' | sort -rV | head -n 1; } # record
+if origin cupti.h libcupti.so && [ -f "$runtime/cuda.h" ]; then
+    cupti=" -isystem '$include' -isystem '$runtime' -DLLMC_CUPTI_LIBRARY='\"$library\"'"
+    for record in Kernel Memcpy Memset; do cupti+=" -DLLMC_CUPTI_${record^^}=$(newest $record)"; done
+    found+=", CUPTI API $(number CUPTI_API_VERSION cupti_version.h)"
+else found+=", no CUPTI"; fi
 
 # Architectures: asked for; of the GPUs present; else A100 and Hopper, with portable code for what is newer.
 known=$("$nvcc" --list-gpu-code 2>/dev/null | tr '\n' ' ')
@@ -92,4 +101,5 @@ CUDA_FOUND := $found, for ${archs[*]}
 CUDA_FLAGS :=$flags
 CUDA_GENCODE :=$gencode
 CUDA_LIBS :=$libs$static$rpath
+CUPTI_FLAGS :=$cupti
 MAKE

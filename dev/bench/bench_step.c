@@ -1,12 +1,14 @@
 /* Whole training steps of a model, on any backend: tokens/s, MFU, and where the time goes, op by op; the lines add up to the step.
  *   bench_step [--device cpu|cuda|emu] [--dtype bf16|fp32] [--model gpt2] [--layers L --channels C --heads H --vocab-size V] [--batch 4] [--seq-len 64]
- *              [--steps 5] [--attention ours|hopper|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--wait]
+ *              [--steps 5] [--attention ours|hopper|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--kernels] [--wait]
+ * --kernels: after that a few steps more under CUPTI: the time of each GPU kernel, the gaps between kernels and who stands around them.
  * --wait: one step per line read from stdin, each answered by "ms WALL CPU", for dev/bench/compare_step.sh. Random weights and tokens. */
 #include "../../llmc/base/rng.h"
 #include "../../llmc/base/timer.h"
 #include "../../llmc/train.h"
 #include "../../llmc/wrap/wrapper.h"
 #include "device.h"
+#include "kernel_cupti.h"
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,7 @@
 typedef struct {
     Wrapper w;
     bool on;
+    uint64_t salt;            /* in the keys of recordings: another one makes the backend record anew */
     int marks;
     OpId op[MARKS];           /* what ended at the mark; OP_COUNT: not an op */
     double seconds[OP_COUNT + 1], flops[OP_COUNT + 1], bytes[OP_COUNT + 1]; /* last: between ops */
@@ -40,8 +43,8 @@ static void clock_run(Backend *b, OpId op, const void *args) {
     c->flops[op] += op_flops(op, args);
     c->bytes[op] += op_bytes(b->inner, op, args);
 }
-static bool clock_replay(Backend *b, uint64_t key) { return ((Clock *)b)->on ? false : b->inner->replay(b->inner, key); }
-static void clock_record_end(Backend *b, uint64_t key) { if (!((Clock *)b)->on) b->inner->record_end(b->inner, key); }
+static bool clock_replay(Backend *b, uint64_t key) { return ((Clock *)b)->on ? false : b->inner->replay(b->inner, key ^ ((Clock *)b)->salt); }
+static void clock_record_end(Backend *b, uint64_t key) { if (!((Clock *)b)->on) b->inner->record_end(b->inner, key ^ ((Clock *)b)->salt); }
 
 static void add_up(Clock *c) {
     for (int i = c->marks - 1; i > 0; i--) c->seconds[c->op[i]] += bench_between(c->w.backend.inner, i - 1, i);
@@ -52,7 +55,7 @@ typedef struct {
     GPT2Config config;
     size_t B, T, steps;
     Keep keep;
-    bool wait;
+    bool wait, kernels;
     const char *device, *json, *model;
     CudaOptions cuda;
 } Options;
@@ -71,7 +74,7 @@ static Options parse(int argc, char **argv) {
     if (!gpt2_config_by_name(&o.config, "gpt2", &e)) exit(error_print(&e));
     const struct option table[] = {{"model", 1, NULL, 'm'}, {"layers", 1, NULL, 'l'}, {"channels", 1, NULL, 'c'}, {"heads", 1, NULL, 'h'},
                                    {"vocab-size", 1, NULL, 'v'}, {"batch", 1, NULL, 'b'}, {"seq-len", 1, NULL, 't'},
-                                   {"steps", 1, NULL, 's'}, {"wait", 0, NULL, 'w'},
+                                   {"steps", 1, NULL, 's'}, {"wait", 0, NULL, 'w'}, {"kernels", 0, NULL, 'n'},
                                    {"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 'y'}, {"attention", 1, NULL, 'a'}, {"fused-gelu", 1, NULL, 'g'}, {"graphs", 1, NULL, 'r'}, {"early-launch", 1, NULL, 'e'},
                                    {"recompute", 1, NULL, 'k'}, {"plan-file", 1, NULL, 'f'}, {"json", 1, NULL, 'j'}, {NULL, 0, NULL, 0}};
     for (int k; (k = getopt_long(argc, argv, "", table, NULL)) != -1;) {
@@ -95,11 +98,15 @@ static Options parse(int argc, char **argv) {
         case 't': o.T = n; break;
         case 's': o.steps = n; break;
         case 'w': o.wait = true; break;
+        case 'n': o.kernels = true; break;
         default: exit(EXIT_USAGE);
         }
     }
     if (o.T > o.config.T) o.config.T = o.T;
     if (o.B < 1 || o.T < 1 || o.steps < 1) fail(&e, EXIT_USAGE, "--batch, --seq-len and --steps are at least 1");
+    if (o.kernels && o.wait) fail(&e, EXIT_USAGE, "--kernels and --wait do not go together");
+    if (o.kernels && !strcmp(o.device, "cpu")) fail(&e, EXIT_USAGE, "--kernels: there are no GPU kernels with --device cpu");
+    else if (o.kernels && !e.code) cupti_built(&e);
     if (e.code || !gpt2_config_check(&o.config, &e)) exit(error_print(&e));
     return o;
 }
@@ -177,7 +184,15 @@ static void print_report(const Clock *c, const Options *o, const Backend *b, con
     printf("%-20s %6s %10.3f %6.1f\n", "sum", "", 1e3 * t->median, 100.0);
 }
 
-static bool write_json(const Clock *c, const Options *o, const Backend *b, const Timing *t, Error *e) {
+/* Steps under CUPTI, for --kernels. */
+typedef struct {
+    Trace trace;
+    TraceReport report;
+    TraceSteps steps;
+} Traced;
+
+/* traced: NULL before, or without, steps under CUPTI. */
+static bool write_json(const Clock *c, const Options *o, const Backend *b, const Timing *t, const Traced *traced, Error *e) {
     FILE *f = fopen(o->json, "w");
     if (!f) return fail(e, EXIT_STORAGE, "%s: cannot be written", o->json);
     double clocked = 0, rows = (double)(o->B * o->T), flops = gpt2_flops_per_token(&o->config, o->T) * rows, n = (double)o->steps;
@@ -196,7 +211,12 @@ static bool write_json(const Clock *c, const Options *o, const Backend *b, const
                 c->flops[op] / n, c->bytes[op] / n);
         first = 0;
     }
-    fprintf(f, "\n]}\n");
+    fprintf(f, "\n]");
+    if (traced) {
+        fprintf(f, ",\n");
+        trace_json(f, &traced->trace, &traced->report, traced->steps);
+    }
+    fprintf(f, "}\n");
     return !fclose(f) || fail(e, EXIT_STORAGE, "%s: could not be written in full", o->json);
 }
 
@@ -213,6 +233,39 @@ static void steps_on_request(Trainer *trainer, int32_t *ids) {
     }
 }
 
+/* Steps as they are timed, with their graphs recorded anew: one from before CUPTI was on need not show what is in it. */
+static bool traced_steps(Traced *traced, Trainer *trainer, Clock *c, int32_t *ids, const Options *o, Error *e) {
+    enum { WARM_UP = 3, TRACED = 5 };
+    double seconds[TRACED];
+    Backend *b = c->w.backend.inner;
+    TraceSteps *s = &traced->steps;
+    s->steps = o->steps < TRACED ? o->steps : TRACED;
+    if (!cupti_begin(&traced->trace, e)) return false;
+    c->salt = 0x9e3779b97f4a7c15;
+    timed_steps(trainer, ids, seconds, WARM_UP);
+    b->sync(b);
+    bool ok = cupti_discard(e);
+    timed_steps(trainer, ids, seconds, s->steps);
+    b->sync(b);
+    ok = cupti_end(ok ? e : NULL) && ok;
+    c->salt = 0;
+    for (size_t i = 0; i < s->steps; i++) s->traced += seconds[i] / (double)s->steps;
+    traced->report = trace_report(&traced->trace);
+    return ok;
+}
+
+/* The figures of the steps are printed and written before CUPTI is asked for anything: whatever becomes of it, they stand. */
+static bool bench_kernels(Trainer *trainer, Clock *c, int32_t *ids, const Options *o, const Timing *t, Error *e) {
+    Traced traced = {.steps.untraced = t->median};
+    bool ok = traced_steps(&traced, trainer, c, ids, o, e);
+    if (ok) trace_print(stdout, &traced.trace, &traced.report, traced.steps);
+    else fail_in(e, "by kernel: not traced");
+    ok = ok && (!o->json || write_json(c, o, c->w.backend.inner, t, &traced, e));
+    trace_report_free(&traced.report);
+    trace_clear(&traced.trace);
+    return ok;
+}
+
 static bool bench(Trainer *trainer, Clock *c, int32_t *ids, const Options *o, Error *e) {
     Backend *b = c->w.backend.inner;
     double *seconds = xmalloc(o->steps * sizeof *seconds);
@@ -220,9 +273,11 @@ static bool bench(Trainer *trainer, Clock *c, int32_t *ids, const Options *o, Er
     timed_steps(trainer, ids, seconds, o->steps);
     clocked_steps(trainer, c, ids, o->steps);
     Timing t = bench_timing(seconds, (int)o->steps);
-    print_report(c, o, b, &t);
     free(seconds);
-    return !o->json || write_json(c, o, b, &t, e);
+    print_report(c, o, b, &t);
+    fflush(stdout);
+    if (o->json && !write_json(c, o, b, &t, NULL, e)) return false;
+    return !o->kernels || bench_kernels(trainer, c, ids, o, &t, e);
 }
 
 int main(int argc, char **argv) {

@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 unset MAKEFLAGS MFLAGS LLMC_TEST_BUILD
-tests=(test_gemm test_cpu_ops test_device_ops test_nvml test_gpt2 test_wrap test_loader test_io test_encode_files)
+tests=(test_gemm test_cpu_ops test_device_ops test_nvml test_kernel_trace test_gpt2 test_wrap test_loader test_io test_encode_files)
 declare -A cxx=([gcc]=g++ [clang]=clang++) # for the emulated CUDA backend
 passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1

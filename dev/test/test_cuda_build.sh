@@ -53,11 +53,23 @@ check a_cublas_of_another_toolkit says 'nvcc is 13.0'
 cublas "$home" libcublasLt.so 13
 library "$home" cuda_runtime.h '' libcudart_static.a
 find_cuda bash scripts/find_cuda.sh
-check a_toolkit says "CUDA_FOUND := nvcc 13.0, cuBLASLt 13.1.0, no cuDNN, no NCCL, no MPI, for sm_80 sm_90a"
+check a_toolkit says "CUDA_FOUND := nvcc 13.0, cuBLASLt 13.1.0, no cuDNN, no NCCL, no MPI, no CUPTI, for sm_80 sm_90a"
 check its_libraries says "'$home/lib/libcublasLt.so' '$home/lib/libcudart_static.a'"
 check they_are_found_at_run_time says "'-Wl,-rpath,$home/lib'"
 check without_cudnn_no_code_for_it test -z "$(grep LLMC_CUDNN "$dir/out")"
 find_cuda bash scripts/find_cuda.sh 90a sm_120
+check without_cupti_no_code_for_it test -z "$(grep LLMC_CUPTI "$dir/out")"
+cupti() { # folder, library file, API version, structures of the main and of the deprecated header
+    library "$1" cupti.h '' "$2"
+    printf '#define CUPTI_API_VERSION %s\n' "$3" >"$1/include/cupti_version.h"
+    printf '} CUpti_Activity%s;\n' $4 >"$1/include/cupti_activity.h"
+    printf '} CUpti_Activity%s;\n' $5 >"$1/include/cupti_activity_deprecated.h"
+}
+: >"$home/include/cuda.h"
+cupti "$home/extras/CUPTI" libcupti.so.13 130200 'Kernel11 Memcpy6 MemcpyPtoP4 Memset4' 'Kernel Kernel9 Kernel10 Memcpy Memcpy5 Memset3'
+find_cuda bash scripts/find_cuda.sh 90a sm_120
+check cupti_in_its_extra_folder says ", CUPTI API 130200, for"
+check its_newest_structures says "CUPTI_FLAGS := -isystem '$home/extras/CUPTI/include' -isystem '$home/include' -DLLMC_CUPTI_LIBRARY='\"$home/extras/CUPTI/lib/libcupti.so.13\"' -DLLMC_CUPTI_KERNEL=CUpti_ActivityKernel11 -DLLMC_CUPTI_MEMCPY=CUpti_ActivityMemcpy6 -DLLMC_CUPTI_MEMSET=CUpti_ActivityMemset4"
 check architectures_asked_for says "CUDA_GENCODE := -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_120,code=sm_120"
 find_cuda bash scripts/find_cuda.sh 33
 check an_architecture_unknown_to_the_compiler says 'CUDA_MISSING := sm_33: nvcc 13.0 knows sm_75 sm_80'
@@ -71,11 +83,13 @@ home=$dir/none
 compiler "$dir/site/nvidia/cuda_nvcc" 12.9
 cublas "$dir/site/nvidia/cublas" libcublasLt.so.12 12
 library "$dir/site/nvidia/cuda_runtime" cuda_runtime.h '' libcudart.so.12
+cupti "$dir/site/nvidia/cuda_cupti" libcupti.so.12 24 'Kernel8 Kernel9 Memcpy5 Memset4' ''
+: >"$dir/site/nvidia/cuda_runtime/include/cuda.h"
 library "$dir/site/nvidia/cudnn" cudnn_backend.h '' libcudnn.so.9
 printf '#define CUDNN_MAJOR 9\n#define CUDNN_MINOR 13\n#define CUDNN_PATCHLEVEL 2\n' >"$dir/site/nvidia/cudnn/include/cudnn_version.h"
 library "$dir/site/nvidia/nccl" nccl.h '#define NCCL_MAJOR 2\n#define NCCL_MINOR 28\n#define NCCL_PATCH 9\n' libnccl.so.2
 find_cuda bash scripts/find_cuda.sh
-check python_wheels says "CUDA_FOUND := nvcc 12.9, cuBLASLt 12.1.0, cuDNN 9.13.2, NCCL 2.28.9, no MPI"
+check python_wheels says "CUDA_FOUND := nvcc 12.9, cuBLASLt 12.1.0, cuDNN 9.13.2, NCCL 2.28.9, no MPI, CUPTI API 24, "
 check their_headers says "'-I$dir/site/nvidia/cublas/include' '-I$dir/site/nvidia/cudnn/include' -DLLMC_CUDNN '-I$dir/site/nvidia/cuda_runtime/include'"
 check their_libraries says "'$dir/site/nvidia/cudnn/lib/libcudnn.so.9' '$dir/site/nvidia/cuda_runtime/lib/libcudart.so.12'"
 

@@ -18,7 +18,8 @@ scripts/gpu_record.sh --peer nameless >/dev/null 2>&1; check a_peer_without_a_co
 if [ -z "$(nvidia-smi -L 2>/dev/null)" ]; then scripts/gpu_record.sh --out "$dir/none" >"$dir/out" 2>&1; check without_a_gpu_it_says_so test $? -eq 3 -a -n "$(grep 'no GPU here' "$dir/out")"; fi
 
 if ! echo 'int main() {}' | c++ -x c++ - -o "$dir/probe" 2>/dev/null; then skipped=$((skipped + 1)); echo "skipped record: no C++ compiler for the emulator"; done_with; fi
-LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --peer another 'echo "step: median 7.0 ms"' >"$dir/out" 2>&1
+mock=${LLMC_TEST_BUILD:-build/test}/cupti_mock.so # of test_kernel_trace.c; plays kernels
+LLMC_CUPTI=$mock LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --peer another 'echo "step: median 7.0 ms"' >"$dir/out" 2>&1
 status=$?
 [ "$status" -eq 0 ] || cat "$dir/out"
 check the_record_is_made test "$status" -eq 0
@@ -30,10 +31,26 @@ check ceilings_and_ops has record.json '"copy_bytes_per_s": [0-9.e+]+, .*"produc
 check an_op_beside_its_floor has record.json '"op": "attention_backward", .*"median_s": [0-9.e+-]+, .*"floor_s": [0-9.e+-]+'
 check a_step_with_its_figures has record.json '"tokens_per_s": [0-9.]+, .*"mfu": null'
 check a_step_by_op has record.json '"op": "between ops"'
+if grep -q LLMC_CUPTI_LIBRARY "${LLMC_TEST_BUILD:-build/test}/flags" && [ -f "$mock" ]; then
+    check a_step_by_kernel has record.json '"kernel": "matmul_kernel<64>", "kind": "kernel", "calls": 2,'
+    check kernels_have_their_section test "$(sed -n '/^## Steps by kernel/,$p' "$dir/record/README.md" | grep -c -E '^bench_step: |^by kernel: 3 steps|  matmul_kernel<64>$')" -eq 3
+    check and_are_not_with_the_ops test -z "$(sed -n '/^## Steps by op/,/^## Steps by kernel/p' "$dir/record/README.md" | grep -E '^by kernel|matmul_kernel')"
+else skipped=$((skipped + 1)); echo "skipped a_step_by_kernel: no CUPTI headers"; fi
 check a_page_for_people has README.md '^\| gpt2 \| bf16, ours \| 2 x 24 \| '
 check the_page_warns_of_an_emulator has README.md 'no figure here says anything about a GPU'
 if command -v python3 >/dev/null; then check the_record_is_json python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["steps"] and r["ops"] and r["parts"]' "$dir/record/record.json"
 else skipped=$((skipped + 1)); echo "skipped the_record_is_json: no python3"; fi
+
+bench_step=${LLMC_TEST_BUILD:-build/test}/bench_step
+"$bench_step" --kernels >"$dir/out" 2>&1; check kernels_of_a_cpu_are_refused test $? -eq 2 -a "$(cat "$dir/out")" = 'error: --kernels: there are no GPU kernels with --device cpu'
+"$bench_step" --device emu --kernels --wait </dev/null >"$dir/out" 2>&1; check kernels_and_turns_are_refused test $? -eq 2 -a "$(wc -l <"$dir/out")" -eq 1
+
+# CUPTI that fails leaves the step its figure.
+if grep -q LLMC_CUPTI_LIBRARY "${LLMC_TEST_BUILD:-build/test}/flags"; then
+    LLMC_CUPTI=/nowhere/libcupti.so LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" >"$dir/out" 2>&1
+    check a_step_without_kernels_stands test $? -eq 0 -a -n "$(grep '"part": "step-tiny", "status": 0' "$dir/record/record.json")" -a -n "$(grep '"tokens_per_s"' "$dir/record/record.json")"
+    check and_says_why has README.md '^error: by kernel: not traced: /nowhere/libcupti.so'
+fi
 
 # A part that fails is in the record, and the others are made. A time of nothing leaves parts out.
 LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --seconds 1 >"$dir/out" 2>&1
