@@ -123,10 +123,10 @@ if [ "$device" = cuda ]; then
     part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
     part test-nccl 40 bash -o pipefail -c "gpu_tests $build/test_nccl" || true
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" || true
-    hopper='' own='' # what is for Hopper alone, and not the default, is measured where it can run and is right
+    hopper='' own='' attention=ours all='--early-launch 1' # what is for Hopper alone, and not the default, is measured where it can run and is right
     if [ "$(ask compute_cap)" = 9.0 ]; then
-        if part test-hopper 60 bash -o pipefail -c "gpu_tests $build/test_device_ops hopper"; then hopper=--hopper; fi
-        if part test-own-products 60 bash -o pipefail -c "gpu_tests $build/test_device_ops 'own products'"; then own=1; fi
+        if part test-hopper 60 bash -o pipefail -c "gpu_tests $build/test_device_ops hopper"; then hopper=--hopper attention=hopper; fi
+        if part test-own-products 60 bash -o pipefail -c "gpu_tests $build/test_device_ops 'own products'"; then own=1 all+=' --own-products on'; fi
     fi
     part ops-124M 90 bash -c "with_cudnn $build/bench_ops --device cuda $hopper --shape 124M --seconds 0.1 --plan-file $work/plans --json $work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20 $(kernels)" ours 64:none 32:none 16:gelu 4:block' || true
@@ -134,8 +134,11 @@ if [ "$device" = cuda ]; then
     if [ -n "$hopper" ]; then part step-124M-hopper 45 bash -c 'step 124M-hopper "--model 124M --seq-len 1024 --steps 20 $(kernels)" hopper 64:none 32:none 16:gelu' || true; fi
     if [ -n "$own" ]; then part own-products 100 bash -c "$build/bench_ops --device cuda --shape 124M --own-products --print-plans --seconds 0.05 --plan-file $work/plans-own" || true; fi
     part step-124M-early 45 bash -c 'step 124M-early "--model 124M --seq-len 1024 --steps 20 --early-launch 1 $(kernels)" ours 64:none 32:none' || true
+    # All of it at once, in steps of half a million tokens as runs have them: what the goals are measured by.
+    part step-124M-all 75 bash -c "step 124M-all '--model 124M --seq-len 1024 --micro-batches 8 --steps 5 $all $(kernels)' $attention 64:none 32:none" || true
     peers
     part step-1558M 90 bash -c 'step 1558M "--model 1558M --seq-len 1024 --steps 8" ours 16:none 16:gelu 8:gelu 4:block' || true
+    part step-1558M-all 90 bash -c "step 1558M-all '--model 1558M --seq-len 1024 --micro-batches 8 --steps 3 $all' $attention 16:none 16:gelu 8:gelu" || true
     part ops-1558M 90 bash -c "with_cudnn $build/bench_ops --device cuda $hopper --shape 1558M --seconds 0.1 --plan-file $work/plans --json $work/ops-1558M.json" || true
     part memcheck 60 bash -o pipefail -c 'memcheck "bf16 attention_forward" "bf16 attention_backward" "bf16 add_norm_backward" "bf16 head_loss" "bf16 adamw"' || true
     kill "$sampler" 2>/dev/null || true

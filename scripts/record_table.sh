@@ -8,13 +8,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 field() { sed -n "s/.*\"$2\": \"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$1"; } # line, name
 table() { # record.json: a line of it a step
     grep -q '"tokens_per_s"' "$1" || { echo "no whole step was measured"; return; }
-    printf '| model | dtype, attention | batch | ms a step, median (p10 to p90) | tokens/s | MFU |\n|---|---|---|---|---|---|\n'
+    printf '| model | dtype, attention | micro-batches x B x T | ms a step, median (p10 to p90) | tokens/s | MFU |\n|---|---|---|---|---|---|\n'
     grep '"tokens_per_s"' "$1" | while IFS= read -r line; do
         ms() { awk -v s="$(field "$line" "$1")" 'BEGIN {printf "%.1f", 1e3 * s}'; }
         mfu=$(field "$line" mfu)
         [ "$mfu" = null ] && mfu=n/a || mfu=$(awk -v m="$mfu" 'BEGIN {printf "%.1f %%", 100 * m}')
-        printf '| %s | %s, %s | %s x %s | %s (%s to %s) | %.0f | %s |\n' "$(field "$line" model)" "$(field "$line" dtype)" "$(field "$line" attention)" "$(field "$line" B)" \
-            "$(field "$line" T)" "$(ms median_s)" "$(ms p10_s)" "$(ms p90_s)" "$(field "$line" tokens_per_s)" "$mfu"
+        more='' # what is not the default
+        case $(field "$line" own_products) in 1) more=', own products on' ;; 2) more=', own products only' ;; esac
+        [ "$(field "$line" early_launch)" != 1 ] || more+=', early launch'
+        printf '| %s | %s, %s%s | %s x %s x %s | %s (%s to %s) | %.0f | %s |\n' "$(field "$line" model)" "$(field "$line" dtype)" "$(field "$line" attention)" "$more" \
+            "$(field "$line" micro_batches)" "$(field "$line" B)" "$(field "$line" T)" "$(ms median_s)" "$(ms p10_s)" "$(ms p90_s)" "$(field "$line" tokens_per_s)" "$mfu"
     done
 }
 newest() { # by date, the last part of a record's folder; records that came to an end

@@ -1,6 +1,8 @@
 /* Whole training steps of a model, on any backend: tokens/s, MFU, and where the time goes, op by op; the lines add up to the step.
  *   bench_step [--device cpu|cuda|emu] [--dtype bf16|fp32] [--model gpt2] [--layers L --channels C --heads H --vocab-size V] [--batch 4] [--seq-len 64]
- *              [--steps 5] [--attention ours|hopper|cudnn] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1] [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--kernels] [--wait]
+ *              [--micro-batches 1] [--steps 5] [--attention ours|hopper|cudnn] [--own-products off|on|only] [--fused-gelu 0|1] [--graphs 0|1] [--early-launch 0|1]
+ *              [--recompute none|gelu|block] [--plan-file FILE] [--json FILE] [--kernels] [--wait]
+ * --micro-batches: of --batch sequences each, whose gradients a step adds up before it updates.
  * --kernels: after that a few steps more under CUPTI: the time of each GPU kernel, the gaps between kernels and who stands around them.
  * --wait: one step per line read from stdin, each answered by "ms WALL CPU", for dev/bench/compare_step.sh. Random weights and tokens. */
 #include "../../llmc/base/rng.h"
@@ -28,7 +30,7 @@ typedef struct {
 
 static void stamp(Clock *c, OpId op) {
     if (!c->on || c->w.planning) return;
-    CHECK(c->marks < MARKS, "more than %d ops and fills in a step: take fewer layers", (int)MARKS);
+    CHECK(c->marks < MARKS, "more than %d ops and fills in a step: take fewer layers or micro-batches", (int)MARKS);
     bench_mark(c->w.backend.inner, c->marks);
     c->op[c->marks++] = op;
 }
@@ -53,7 +55,7 @@ static void add_up(Clock *c) {
 
 typedef struct {
     GPT2Config config;
-    size_t B, T, steps;
+    size_t B, T, micro, steps;
     Keep keep;
     bool wait, kernels;
     const char *device, *json, *model;
@@ -68,13 +70,21 @@ static Keep keep_by_name(const char *name, Error *e) {
     return KEEP_ALL;
 }
 
+static OwnProducts own_by_name(const char *name, Error *e) {
+    if (!strcmp(name, "off")) return OWN_OFF;
+    if (!strcmp(name, "on")) return OWN_ON;
+    if (!strcmp(name, "only")) return OWN_ONLY;
+    fail(e, EXIT_USAGE, "--own-products %s: expected off, on or only", name);
+    return OWN_OFF;
+}
+
 static Options parse(int argc, char **argv) {
-    Options o = {.B = 4, .T = 64, .steps = 5, .device = "cpu", .model = "gpt2", .cuda = {.attention = "ours", .fuse_gelu = true, .graphs = true}};
+    Options o = {.B = 4, .T = 64, .micro = 1, .steps = 5, .device = "cpu", .model = "gpt2", .cuda = {.attention = "ours", .fuse_gelu = true, .graphs = true}};
     Error e = {0};
     if (!gpt2_config_by_name(&o.config, "gpt2", &e)) exit(error_print(&e));
     const struct option table[] = {{"model", 1, NULL, 'm'}, {"layers", 1, NULL, 'l'}, {"channels", 1, NULL, 'c'}, {"heads", 1, NULL, 'h'},
-                                   {"vocab-size", 1, NULL, 'v'}, {"batch", 1, NULL, 'b'}, {"seq-len", 1, NULL, 't'},
-                                   {"steps", 1, NULL, 's'}, {"wait", 0, NULL, 'w'}, {"kernels", 0, NULL, 'n'},
+                                   {"vocab-size", 1, NULL, 'v'}, {"batch", 1, NULL, 'b'}, {"seq-len", 1, NULL, 't'}, {"micro-batches", 1, NULL, 'i'},
+                                   {"own-products", 1, NULL, 'o'}, {"steps", 1, NULL, 's'}, {"wait", 0, NULL, 'w'}, {"kernels", 0, NULL, 'n'},
                                    {"device", 1, NULL, 'd'}, {"dtype", 1, NULL, 'y'}, {"attention", 1, NULL, 'a'}, {"fused-gelu", 1, NULL, 'g'}, {"graphs", 1, NULL, 'r'}, {"early-launch", 1, NULL, 'e'},
                                    {"recompute", 1, NULL, 'k'}, {"plan-file", 1, NULL, 'f'}, {"json", 1, NULL, 'j'}, {NULL, 0, NULL, 0}};
     for (int k; (k = getopt_long(argc, argv, "", table, NULL)) != -1;) {
@@ -86,6 +96,8 @@ static Options parse(int argc, char **argv) {
         case 'g': o.cuda.fuse_gelu = n; break;
         case 'r': o.cuda.graphs = n; break;
         case 'e': o.cuda.early_launch = n; break;
+        case 'o': o.cuda.own_products = own_by_name(optarg, &e); break;
+        case 'i': o.micro = n; break;
         case 'k': o.keep = keep_by_name(optarg, &e); break;
         case 'f': o.cuda.plan_file = optarg; break;
         case 'j': o.json = optarg; break;
@@ -103,7 +115,7 @@ static Options parse(int argc, char **argv) {
         }
     }
     if (o.T > o.config.T) o.config.T = o.T;
-    if (o.B < 1 || o.T < 1 || o.steps < 1) fail(&e, EXIT_USAGE, "--batch, --seq-len and --steps are at least 1");
+    if (o.B < 1 || o.T < 1 || o.micro < 1 || o.steps < 1) fail(&e, EXIT_USAGE, "--batch, --seq-len, --micro-batches and --steps are at least 1");
     if (o.kernels && o.wait) fail(&e, EXIT_USAGE, "--kernels and --wait do not go together");
     if (o.kernels && !strcmp(o.device, "cpu")) fail(&e, EXIT_USAGE, "--kernels: there are no GPU kernels with --device cpu");
     else if (o.kernels && !e.code) cupti_built(&e);
@@ -139,11 +151,11 @@ static void collect(Trainer *trainer) {
 }
 
 /* Steps as a run issues them: the result of one is read after the next has been issued. Seconds of each, from the end of one to that of the next. */
-static void timed_steps(Trainer *trainer, int32_t *ids, double *seconds, size_t n) {
+static void timed_steps(Trainer *trainer, const Options *o, int32_t *ids, double *seconds, size_t n) {
     Backend *b = trainer->model->backend->inner;
     bench_mark(b, 0);
     for (size_t i = 0; i < n; i++) {
-        train_issue(trainer, &params, 1, next_micro, ids);
+        train_issue(trainer, &params, o->micro, next_micro, ids);
         bench_mark(b, (int)i + 1);
         if (i) collect(trainer);
     }
@@ -152,11 +164,11 @@ static void timed_steps(Trainer *trainer, int32_t *ids, double *seconds, size_t 
 }
 
 /* The same with a mark around every op. */
-static void clocked_steps(Trainer *trainer, Clock *c, int32_t *ids, size_t n) {
-    for (size_t i = 0; i < n; i++) {
+static void clocked_steps(Trainer *trainer, Clock *c, const Options *o, int32_t *ids) {
+    for (size_t i = 0; i < o->steps; i++) {
         c->on = true;
         stamp(c, OP_COUNT);
-        train_issue(trainer, &params, 1, next_micro, ids);
+        train_issue(trainer, &params, o->micro, next_micro, ids);
         stamp(c, OP_COUNT);
         c->on = false;
         collect(trainer);
@@ -166,7 +178,7 @@ static void clocked_steps(Trainer *trainer, Clock *c, int32_t *ids, size_t n) {
 
 /* The breakdown is of steps with marks; scale makes its lines add up to the step without them. */
 static void print_report(const Clock *c, const Options *o, const Backend *b, const Timing *t) {
-    double clocked = 0, rows = (double)(o->B * o->T), flops = gpt2_flops_per_token(&o->config, o->T) * rows, n = (double)o->steps;
+    double clocked = 0, rows = (double)(o->B * o->T * o->micro), flops = gpt2_flops_per_token(&o->config, o->T) * rows, n = (double)o->steps;
     char mfu[16] = "n/a";
     for (int op = 0; op <= OP_COUNT; op++) clocked += c->seconds[op] / n;
     double scale = t->median / clocked;
@@ -195,12 +207,12 @@ typedef struct {
 static bool write_json(const Clock *c, const Options *o, const Backend *b, const Timing *t, const Traced *traced, Error *e) {
     FILE *f = fopen(o->json, "w");
     if (!f) return fail(e, EXIT_STORAGE, "%s: cannot be written", o->json);
-    double clocked = 0, rows = (double)(o->B * o->T), flops = gpt2_flops_per_token(&o->config, o->T) * rows, n = (double)o->steps;
+    double clocked = 0, rows = (double)(o->B * o->T * o->micro), flops = gpt2_flops_per_token(&o->config, o->T) * rows, n = (double)o->steps;
     for (int op = 0; op <= OP_COUNT; op++) clocked += c->seconds[op] / n;
     fprintf(f, "{\"device\": \"%s\", \"backend\": \"%s\", \"dtype\": \"%s\", \"attention\": \"%s\", \"model\": \"%s\", \"L\": %zu, \"C\": %zu, \"H\": %zu, \"V\": %zu, "
-            "\"B\": %zu, \"T\": %zu, \"steps\": %d, \"median_s\": %.6g, \"p10_s\": %.6g, \"p90_s\": %.6g, \"min_s\": %.6g, \"max_s\": %.6g, \"tokens_per_s\": %.6g, "
+            "\"B\": %zu, \"T\": %zu, \"micro_batches\": %zu, \"own_products\": %d, \"early_launch\": %d, \"steps\": %d, \"median_s\": %.6g, \"p10_s\": %.6g, \"p90_s\": %.6g, \"min_s\": %.6g, \"max_s\": %.6g, \"tokens_per_s\": %.6g, "
             "\"flops_per_s\": %.6g, \"mfu\": ", b->device ? b->device : "", b->name, b->dtype, o->cuda.attention, o->model, o->config.L, o->config.C, o->config.H, o->config.V,
-            o->B, o->T, t->runs, t->median, t->low, t->high, t->least, t->most, rows / t->median, flops / t->median);
+            o->B, o->T, o->micro, (int)o->cuda.own_products, o->cuda.early_launch, t->runs, t->median, t->low, t->high, t->least, t->most, rows / t->median, flops / t->median);
     if (b->peak_flops > 0) fprintf(f, "%.4g", flops / t->median / b->peak_flops);
     else fprintf(f, "null");
     fprintf(f, ", \"clocked_step_s\": %.6g, \"ops\": [", clocked);
@@ -221,13 +233,13 @@ static bool write_json(const Clock *c, const Options *o, const Backend *b, const
 }
 
 /* One step a line of stdin. */
-static void steps_on_request(Trainer *trainer, int32_t *ids) {
+static void steps_on_request(Trainer *trainer, const Options *o, int32_t *ids) {
     char line[16];
     printf("ready\n");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
         double cpu_start = cpu_seconds(), wall = seconds_now();
-        train_step(trainer, &params, 1, next_micro, ids);
+        train_step(trainer, &params, o->micro, next_micro, ids);
         printf("ms %.3f %.3f\n", 1e3 * (seconds_now() - wall), 1e3 * (cpu_seconds() - cpu_start));
         fflush(stdout);
     }
@@ -242,10 +254,10 @@ static bool traced_steps(Traced *traced, Trainer *trainer, Clock *c, int32_t *id
     s->steps = o->steps < TRACED ? o->steps : TRACED;
     if (!cupti_begin(&traced->trace, e)) return false;
     c->salt = 0x9e3779b97f4a7c15;
-    timed_steps(trainer, ids, seconds, WARM_UP);
+    timed_steps(trainer, o, ids, seconds, WARM_UP);
     b->sync(b);
     bool ok = cupti_discard(e);
-    timed_steps(trainer, ids, seconds, s->steps);
+    timed_steps(trainer, o, ids, seconds, s->steps);
     b->sync(b);
     ok = cupti_end(ok ? e : NULL) && ok;
     c->salt = 0;
@@ -269,9 +281,9 @@ static bool bench_kernels(Trainer *trainer, Clock *c, int32_t *ids, const Option
 static bool bench(Trainer *trainer, Clock *c, int32_t *ids, const Options *o, Error *e) {
     Backend *b = c->w.backend.inner;
     double *seconds = xmalloc(o->steps * sizeof *seconds);
-    timed_steps(trainer, ids, seconds, o->steps < 3 ? o->steps : 3); /* warms up, and lets stretches be recorded */
-    timed_steps(trainer, ids, seconds, o->steps);
-    clocked_steps(trainer, c, ids, o->steps);
+    timed_steps(trainer, o, ids, seconds, o->steps < 3 ? o->steps : 3); /* warms up, and lets stretches be recorded */
+    timed_steps(trainer, o, ids, seconds, o->steps);
+    clocked_steps(trainer, c, o, ids);
     Timing t = bench_timing(seconds, (int)o->steps);
     free(seconds);
     print_report(c, o, b, &t);
@@ -296,11 +308,11 @@ int main(int argc, char **argv) {
     gpt2_init(&model, 1);
     if (!gpt2_acts_create(&acts, &model, o.B, o.T, o.keep, true, &e) || !trainer_create(&trainer, &model, &acts, &e)) return error_print(&e);
     int32_t *ids = random_tokens(o.B * o.T + 1, o.config.V);
-    printf("bench_step: %s, L %zu C %zu H %zu V %zu, B %zu T %zu, %s %s%s%s\n", o.model, o.config.L, o.config.C, o.config.H, o.config.V, o.B, o.T, inner->name, inner->dtype,
+    printf("bench_step: %s, L %zu C %zu H %zu V %zu, B %zu T %zu x %zu, %s %s%s%s\n", o.model, o.config.L, o.config.C, o.config.H, o.config.V, o.B, o.T, o.micro, inner->name, inner->dtype,
            inner->device ? ", " : "", inner->device ? inner->device : "");
     if (o.wait) {
-        train_step(&trainer, &params, 1, next_micro, ids);
-        steps_on_request(&trainer, ids);
+        train_step(&trainer, &params, o.micro, next_micro, ids);
+        steps_on_request(&trainer, &o, ids);
     } else if (!bench(&trainer, c, ids, &o, &e)) error_print(&e);
     free(ids);
     trainer_destroy(&trainer);

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { MARKS = 4096 };
+enum { MARKS = 1 << 16 };
 
 /* device: cpu, cuda, emu. options as cuda_backend_create takes them (dtype NULL: bf16; the CPU knows fp32 alone). NULL with *e set. */
 Backend *bench_open(const char *device, const CudaOptions *options, Error *e);
