@@ -1,9 +1,8 @@
 /* The emulator's twins of Hopper's instructions (llmc/cuda/hopper.cuh) against plain computations: products in every major-ness and swizzle, descriptors
  * as the manual's examples write them, copies through tensor maps against the published pattern, barriers, clusters; and what is a fault. A whole pipeline
  * and its planted bugs: test_planted. Plain C takes this file too, where there is no C++ compiler. */
-#include "test.h"
-#ifdef LLMC_EMU
 #include "dev/test/emu_kit.h"
+#ifdef LLMC_EMU
 #include "llmc/base/rng.h"
 #include "llmc/cuda/hopper.cuh"
 #include <time.h>
@@ -431,7 +430,6 @@ TEST(speed) {
 }
 
 static void run_all() {
-    kit_start();
     RUN(wgmma_is_the_product);
     RUN(descriptors_as_in_the_manual);
     RUN(groups_of_wgmma_end_in_order);
@@ -442,21 +440,7 @@ static void run_all() {
     RUN(a_cluster_sends);
     RUN(what_hardware_would_refuse);
     RUN(speed);
-    kit_end();
 }
 
 } /* namespace */
-
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    LLMC_NS::run_all();
-    return test_done();
-}
-#else
-TEST(hopper) { SKIP("no C++ compiler in this build"); }
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    RUN(hopper);
-    return test_done();
-}
 #endif

@@ -1,8 +1,7 @@
 /* Does the emulator catch what it is for? Each kernel in planted/ comes right and with a bug planted; under every schedule the right one must
  * be right, and the bug must be caught where the table here says: by a fault (F) or a wrong result (R). planted/README.md has it in words. */
-#include "test.h"
-#ifdef LLMC_EMU
 #include "dev/test/emu_kit.h"
+#ifdef LLMC_EMU
 #include "llmc/cuda/hopper.cuh"
 #include "llmc/base/rng.h"
 #include <sys/wait.h>
@@ -162,26 +161,11 @@ static void check_planted() {
 }
 
 static void run_all() {
-    kit_start();
     for (const Planted &p : planted) {
         bug = &p;
         test_run(p.name, check_planted);
     }
-    kit_end();
 }
 
 } /* namespace */
-
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    LLMC_NS::run_all();
-    return test_done();
-}
-#else
-TEST(planted_bugs) { SKIP("no C++ compiler in this build"); }
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    RUN(planted_bugs);
-    return test_done();
-}
 #endif
