@@ -51,7 +51,7 @@ typedef ucontext_t Context;
 typedef void *Context;        /* the stack pointer; all else is on the stack */
 #endif
 
-enum State { NEW, READY, AT_BARRIER, AT_MEETING, AT_MBARRIER, AT_NAMED, AT_CLUSTER, AT_PRODUCTS, DONE };
+enum State { NEW, READY, AT_BARRIER, AT_MEETING, AT_MBARRIER, AT_NAMED, AT_CLUSTER, AT_PRODUCTS, AT_STORES, DONE };
 struct Copy { char *to; const char *from; int bytes; };
 
 /* The sums of a chain of wgmma on the same registers, from the first of them until its threads have waited for the last. */
@@ -74,6 +74,16 @@ struct Warpgroup {
     std::vector<int> registers; /* what setmaxnreg was told, in order; negative: dec */
 };
 
+/* A copy from shared to global memory, until its thread has waited for it altogether. */
+struct Store {
+    const char *what;
+    struct Block *block;
+    size_t first;             /* byte of its shared memory */
+    std::vector<char> source; /* as it was when the copy was issued */
+    std::function<void(const char *)> write; /* empty once it is written */
+    bool read;
+};
+
 struct Fiber : Thread {
     Context context;
     char *stack;              /* NULL before it runs first and after it is done */
@@ -83,7 +93,7 @@ struct Fiber : Thread {
     /* of Hopper's own: */
     const void *waits_for;    /* the barrier of AT_MBARRIER and AT_NAMED */
     unsigned parity;
-    std::vector<std::vector<std::function<void()>>> stores; /* cp.async.bulk to global memory, as groups */
+    std::vector<std::vector<std::shared_ptr<Store>>> stores; /* as groups, oldest first; the last one is open */
     uint64_t issued, waited, target; /* products: issued, waited for, and up to where it waits now */
     std::vector<uint64_t> committed; /* ends of open groups */
     std::vector<Chain> chains;

@@ -252,17 +252,21 @@ __global__ void linear_kernel(float *out, const float *in, int *seen) {
         bulk_commit();
         seen[2] = isnan(out[5]);
         bulk_wait_read<0>();
+        seen[3] = isnan(out[5]);
+        bulk_wait<0>();
+        seen[4] = out[5] == 55;
     }
 }
 TEST(plain_bytes_late_and_early) {
     Device<float> in(64), out(64);
-    Device<int> seen(3);
+    Device<int> seen(5);
     for (int i = 0; i < 64; i++) in[(size_t)i] = (float)i;
     for (int early = 0; early < 2; early++) {
         emu::schedule.early = early;
         memset(out.p, 0xff, 256);
         run_hopper(1, 1, 32, 512 + 8, linear_kernel, out.p, (const float *)in.p, seen.p);
-        EXPECT(!faults.n && seen[0] == !early && seen[1] && seen[2] == !early && out[5] == 55 && out[63] == 63, "early %d: %d %d %d %s", early, seen[0], seen[1], seen[2], faults.text);
+        EXPECT(!faults.n && seen[0] == !early && seen[1] && seen[2] == !early && seen[3] == !early && seen[4] && out[63] == 63, "early %d: %d %d %d %d %d %s", early, seen[0], seen[1], seen[2],
+               seen[3], seen[4], faults.text);
     }
     emu::schedule.early = false;
 }

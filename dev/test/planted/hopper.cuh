@@ -2,7 +2,7 @@
  * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
 namespace hopper {
 enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
-           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC };
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT };
 enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
 enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
 
@@ -77,6 +77,42 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
     if (C > 1) cluster_arrive(), cluster_wait(); /* the other blocks' last arrivals and copies */
 }
 
+/* y = x by way of a stage, and d = 2 x by way of a buffer of its own, tiles of 32 rows of 64: warp 0 brings them, warp 1 sends them on. Two groups of copies a
+ * tile, of which one is still open while the other's buffer is used again.  Bugs: the buffer is written, or the stage given back, while a copy may read it; another
+ * thread waits than the one that issued; the stage is given back before the wait. */
+enum { RELAY_ROWS = 32, RELAY_BYTES = RELAY_ROWS * 128, RELAY_SHARED = 2 * RELAY_BYTES + 16 };
+template <Bug BUG> __global__ void relay_kernel(const __grid_constant__ TensorMap y, elem *d, const __grid_constant__ TensorMap x, int tiles) {
+    DYNAMIC_SHARED(unsigned char, stage);
+    const elem *from = (const elem *)(const void *)stage;
+    elem *out = (elem *)(void *)(stage + RELAY_BYTES);
+    uint64_t *full = (uint64_t *)(void *)(stage + 2 * RELAY_BYTES), *empty = full + 1;
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) mbarrier_init(full, 1), mbarrier_init(empty, 1), fence_mbarrier_init();
+    __syncthreads();
+    for (int i = 0; i < tiles; i++) {
+        if (threadIdx.x < 32) {
+            if (lane) continue;
+            mbarrier_wait(empty, (i & 1) ^ 1);
+            mbarrier_arrive_expect(full, RELAY_BYTES);
+            tma_load(stage, x, full, 0, i * RELAY_ROWS);
+            continue;
+        }
+        mbarrier_wait(full, i & 1);
+        if (lane == 0) tma_store(y, stage, 0, i * RELAY_ROWS), bulk_commit();
+        if (lane == 0 && BUG != WRITTEN_OVER) bulk_wait_read<1>();
+        __syncwarp();
+        for (int k = lane; k < RELAY_BYTES / 2; k += 32) out[k] = to_elem(2 * to_float(from[k]));
+        fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) bulk_store(d + i * RELAY_BYTES / 2, out, RELAY_BYTES), bulk_commit();
+        if (lane == 0 && BUG == LATE_WAIT) mbarrier_arrive(empty);
+        if (lane == (BUG == OTHER_THREAD)) bulk_wait_read<BUG == LOADED_OVER ? 2 : 1>();
+        __syncwarp();
+        if (lane == 0 && BUG != LATE_WAIT) mbarrier_arrive(empty);
+    }
+    if (threadIdx.x == 32) bulk_wait_read<0>();
+}
+
 /* out[i] = sum over the blocks of its cluster of x, in the order of ranks.  Bugs: no barrier of the cluster before the others' memory is read, or after the
  * second time it was written, or before a block ends. */
 template <Bug BUG> __global__ void cluster_sum_kernel(float *out, const float *x, int blocks) {
@@ -119,6 +155,18 @@ template <Bug BUG, int C> static void gemm(Outcome *o) {
 }
 template <Bug BUG> static void gemm1(Outcome *o) { gemm<BUG, 1>(o); }
 template <Bug BUG> static void gemm2(Outcome *o) { gemm<BUG, 2>(o); }
+template <Bug BUG> static void relay(Outcome *o) {
+    enum { TILES = 5, N = TILES * RELAY_BYTES / 2 };
+    Device<elem> x(N), y(N), d(N);
+    for (int i = 0; i < N; i++) x[i] = to_elem((float)(i % 251 - 125));
+    const TensorMap from = map_of(x.p, TILES * RELAY_ROWS, 64, RELAY_ROWS, 64, SWIZZLE_NONE), to = map_of(y.p, TILES * RELAY_ROWS, 64, RELAY_ROWS, 64, SWIZZLE_NONE);
+    faults.n = 0;
+    launch_hopper(test_name, relay_kernel<BUG>, Cluster{1, false}, dim3(1), dim3(64), RELAY_SHARED, stream, to, d.p, from, (int)TILES);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int i = 0; i < N && !faults.n; i++) compare(o, to_float(y[i]), (double)to_float(x[i]), 0), compare(o, to_float(d[i]), 2 * (double)to_float(x[i]), 0);
+}
 template <Bug BUG> static void cluster_sum(Outcome *o) {
     enum { BLOCKS = 8, CLUSTER = 4, THREADS = 64 };
     Device<float> x(BLOCKS * THREADS), out(BLOCKS * THREADS);
