@@ -4,11 +4,11 @@
  * schedule.early copies are done at once, products still late: the order in which a buffer that is released too soon is overwritten before it is read.
  * Faults: an mbarrier not initialised, written over, with more arrivals or bytes than it expects, or with bytes missing at the end; unaligned or
  * too large boxes, tiles not aligned to their swizzle's pattern; what a descriptor cannot say; warps of a warpgroup in different wgmma; registers
- * of sums touched while products are under way; wgmma without fence, commit, wait; operands that were written since the last
+ * of sums touched, or of A changed, while products are under way (an array of A's is looked at in the wait, so it must not end before); wgmma without fence, commit, wait; operands that were written since the last
  * fence_proxy_async (by whoever: the fence of one thread shows what all have written); what a copy to global memory reads changed, or a copy to it issued,
  * before its thread has waited; a thread that ends without that wait; shared memory of a block that has ended, or before the
  * first cluster barrier; setmaxnreg beyond what a block of this size has. A wait that never ends is a deadlock, and its report names the barrier.
- * Not seen: registers of A changed before the wait; what memory fences order between threads; grid_wait forgotten. */
+ * Not seen: what memory fences order between threads; grid_wait forgotten. */
 #include "emu_hopper.h"
 #include "inside.h"
 #include <algorithm>
@@ -392,7 +392,6 @@ static void multiply(Block *b, Product *p) {
     if (!p->accumulate) memset(s->sum.data(), 0, s->sum.size() * sizeof(float));
     (fast ? product_avx2 : product_plain)(s->sum.data(), A, B, stride);
     p->done = true;
-    p->registers.clear();
 }
 
 static Warpgroup *warpgroup(const char *what) {
@@ -427,8 +426,8 @@ void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uin
     else if (!f->fenced) fault("wgmma: A in registers needs wgmma_fence after they are written");
     check_descriptor("B", desc_b, b_mn);
     if (number - g->first == g->products.size()) {
-        g->products.emplace_back(Product{N, 0, 0, a_mn, b_mn, a != nullptr, accumulate, false, desc_a, desc_b, {}, nullptr});
-        if (a) g->products.back().registers.resize(4 * GROUP);
+        g->products.emplace_back(Product{N, 0, 0, a_mn, b_mn, a != nullptr, accumulate, false, desc_a, desc_b, {}, {}, nullptr});
+        if (a) g->products.back().registers.resize(4 * GROUP), g->products.back().fragments.resize(GROUP);
     }
     Product *p = &g->products[number - g->first];
     if (p->N != N || p->a != desc_a || p->b != desc_b || p->a_mn != a_mn || p->b_mn != b_mn || p->in_registers != (a != nullptr) || p->accumulate != accumulate)
@@ -444,7 +443,7 @@ void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uin
         if (p->issued && p->sums != chain->sums) fault("wgmma: this thread goes on with other sums than others of its warpgroup");
         p->sums = chain->sums, chain->last = number;
     }
-    if (a) memcpy(&p->registers[(size_t)(in_block(f) % GROUP * 4)], a, 4 * sizeof *a);
+    if (a) memcpy(&p->registers[(size_t)(in_block(f) % GROUP * 4)], a, 4 * sizeof *a), p->fragments[(size_t)(in_block(f) % GROUP)] = a;
     f->issued++;
     p->issued++;
 }
@@ -464,6 +463,10 @@ static void collect(Fiber *f, uint64_t end) {
         f->chains.erase(f->chains.begin() + (long)k);
     }
 }
+static void check_fragment(const Product &p, size_t thread) {
+    for (size_t i = 0; p.in_registers && i < 4; i++)
+        if (p.fragments[thread][i] != p.registers[4 * thread + i]) fault("wgmma: register %zu of A was written, or its array ended, before wgmma_wait", i);
+}
 void product_wait(int open) {
     Warpgroup *g = warpgroup("wgmma_wait");
     Fiber *f = running();
@@ -475,7 +478,7 @@ void product_wait(int open) {
     f->committed.erase(f->committed.begin(), f->committed.end() - open);
     f->target = end;
     while (end > g->first && !g->products[end - 1 - g->first].done) wait_as(AT_PRODUCTS);
-    for (uint64_t i = f->waited; i < end; i++) g->products[i - g->first].waited++;
+    for (uint64_t i = f->waited; i < end; i++) check_fragment(g->products[i - g->first], (size_t)(in_block(f) % GROUP)), g->products[i - g->first].waited++;
     f->waited = end;
     collect(f, end);
     for (; !g->products.empty() && g->products.front().waited == GROUP; g->first++) g->products.pop_front();

@@ -66,6 +66,7 @@ struct Product {
     bool a_mn, b_mn, in_registers, accumulate, done;
     uint64_t a, b;
     std::vector<uint32_t> registers; /* (128, 4) of A */
+    std::vector<const uint32_t *> fragments; /* where each thread has them */
     std::shared_ptr<Sums> sums;
 };
 struct Warpgroup {

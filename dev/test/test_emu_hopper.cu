@@ -48,14 +48,14 @@ __global__ void product_kernel(float *out, const __grid_constant__ TensorMap a, 
     mbarrier_wait(barrier, 0);
     const uint64_t da = tile_descriptor<S, A>(shared_address(shared), rows_a), db = tile_descriptor<S, B>(shared_address(tile_b), rows_b);
     float d[R];
+    uint32_t f[K / 16][4];
     for (int i = 0; i < R; i++) d[i] = 1;
     wgmma_fence(d);
     for (unsigned k = 0; k < K; k += 16) {
         const uint64_t b_now = db + (tile_advance<S, B>(rows_b, k) >> 4);
         if constexpr (REGISTERS) {
-            uint32_t f[4];
-            for (int i = 0; i < 4; i++) memcpy(&f[i], plain_a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
-            wgmma_rs<B>(d, f, b_now, !anew || k);
+            for (int i = 0; i < 4; i++) memcpy(&f[k / 16][i], plain_a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
+            wgmma_rs<B>(d, f[k / 16], b_now, !anew || k);
         } else wgmma_ss<A, B>(d, da + (tile_advance<S, A>(rows_a, k) >> 4), b_now, !anew || k);
     }
     wgmma_commit();
@@ -351,6 +351,7 @@ __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, 
     const bool first = threadIdx.x == 0;
     const uint64_t k = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared), 64);
     float d[4] = {0, 0, 0, 0};
+    uint32_t f[4] = {0, 0, 0, 0};
     if (first) mbarrier_init(barrier, 1);
     __syncthreads();
     if (first && which == 0) mbarrier_wait(other, 0);
@@ -383,6 +384,7 @@ __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, 
     if (which == 27 && first) named_arrive(2, 32);
     if (which == 28 && first) mbarrier_arrive_expect(barrier, 1 << 20);
     if (which == 29) wgmma_fence(d), wgmma_ss<K_MAJOR, K_MAJOR>(d, k | 1ull << 49, k, false);
+    if (which == 30) wgmma_fence(d), wgmma_rs<K_MAJOR>(d, f, k, false), wgmma_commit(), f[3] = 1, wgmma_wait<0>(d);
 }
 TEST(what_hardware_would_refuse) {
     const char *const expected[] = {"no mbarrier was initialised at byte 16392", "mbarrier_init: twice", "was written over", "more arrivals than the 1",
@@ -391,7 +393,8 @@ TEST(what_hardware_would_refuse) {
                                     "the threads of a warpgroup are at different ones", "not at the pattern of a swizzle", "leave the span of 128", "wgmma_wait before wgmma_commit",
                                     "1 wgmma not waited for", "register 2 of the sums was written before", "wgmma_wait, until all its warpgroup has issued", "no fence_proxy_async followed",
                                     "setmaxnreg: 20 registers", "not all threads of a warpgroup came", "named barrier 1, 40 of 96 came", "others came to it with", "barrier 0; 1 to 15",
-                                    "cluster_wait without", "between cluster_arrive and", "block 1 of a cluster of 1", "named barrier 2: 1 of 32 threads came", "at most 2^20 - 1", "base offset 1"};
+                                    "cluster_wait without", "between cluster_arrive and", "block 1 of a cluster of 1", "named barrier 2: 1 of 32 threads came", "at most 2^20 - 1", "base offset 1",
+                                    "register 3 of A was written"};
     Device<elem> x(64 * 64);
     const TensorMap map = matrix_map(x.p, 64, 64, SWIZZLE_128);
     for (int i = 0; i < (int)(sizeof expected / sizeof *expected); i++) {

@@ -95,6 +95,7 @@ static const struct Planted {
     HOPPER("hopper_buffer_loaded_while_it_is_stored", relay, LOADED_OVER, "FFFFFFFFFF"),
     HOPPER("hopper_read_wait_of_another_thread", relay, OTHER_THREAD, "FFFFFFFFFF"),
     HOPPER("hopper_read_wait_after_the_release", relay, LATE_WAIT, "FFFFFFF..F"),
+    HOPPER("hopper_fragment_written_while_it_is_multiplied", fragments, FRAGMENT, "FFFFFFFFFF"),
     HOPPER("hopper_too_many_registers", gemm1, REGISTERS, "FFFFFFFFFF"),
     HOPPER("hopper_consumer_that_never_arrives", gemm2, ONE_WARPGROUP_LESS, "FFFFFFFFFF"),
     HOPPER("hopper_missing_cluster_barrier", cluster_sum, NO_MAP_SYNC, "FFFFFFFFFF"),

@@ -2,7 +2,7 @@
  * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
 namespace hopper {
 enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
-           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT };
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT };
 enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
 enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
 
@@ -127,6 +127,29 @@ template <Bug BUG> __global__ void cluster_sum_kernel(float *out, const float *x
     }
 }
 
+enum { FRAGMENTS_K = 80 };
+/* out (64, 8) = a (64, K) times ones, from fragments in registers, two in turn: one is loaded while the other is multiplied.  Bug: both may be multiplied still. */
+template <Bug BUG> __global__ void fragments_kernel(float *out, const elem *a) {
+    enum { K = FRAGMENTS_K };
+    DYNAMIC_SHARED(elem, ones);
+    const int lane = threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+    ones[threadIdx.x] = to_elem(1);
+    fence_proxy_async();
+    __syncthreads();
+    const uint64_t b = tile_descriptor<SWIZZLE_NONE, K_MAJOR>(shared_address(ones), 8);
+    uint32_t f[2][4];
+    float sum[4];
+    UNROLL for (int k = 0; k < K; k += 16) {
+        UNROLL for (int i = 0; i < 4; i++) memcpy(&f[k / 16 % 2][i], a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
+        wgmma_fence(sum);
+        wgmma_rs<K_MAJOR>(sum, f[k / 16 % 2], b, k > 0);
+        wgmma_commit();
+        wgmma_wait<BUG == FRAGMENT ? 2 : 1>();
+    }
+    wgmma_wait<0>(sum);
+    for (int i = 0; i < 4; i++) out[(row + i / 2 * 8) * 8 + column + i % 2] = sum[i];
+}
+
 #ifdef LLMC_EMU
 static TensorMap map_of(const elem *p, size_t rows, size_t columns, unsigned box_rows, unsigned box_columns, TileSwizzle swizzle) {
     const size_t dim[2] = {columns, rows}, stride = columns * sizeof(elem);
@@ -166,6 +189,22 @@ template <Bug BUG> static void relay(Outcome *o) {
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
     for (int i = 0; i < N && !faults.n; i++) compare(o, to_float(y[i]), (double)to_float(x[i]), 0), compare(o, to_float(d[i]), 2 * (double)to_float(x[i]), 0);
+}
+template <Bug BUG> static void fragments(Outcome *o) {
+    enum { K = FRAGMENTS_K };
+    Device<elem> a(64 * K);
+    Device<float> out(64 * 8);
+    for (int i = 0; i < 64 * K; i++) a[i] = to_elem((float)(i * 7 % 13 - 6));
+    faults.n = 0;
+    launch_hopper(test_name, fragments_kernel<BUG>, Cluster{1, false}, dim3(1), dim3(128), 256, stream, out.p, (const elem *)a.p);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int m = 0; m < 64 && !faults.n; m++) {
+        float sum = 0;
+        for (int k = 0; k < K; k++) sum += to_float(a[m * K + k]);
+        for (int n = 0; n < 8; n++) compare(o, out[m * 8 + n], (double)sum, 0);
+    }
 }
 template <Bug BUG> static void cluster_sum(Outcome *o) {
     enum { BLOCKS = 8, CLUSTER = 4, THREADS = 64 };
