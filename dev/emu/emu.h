@@ -202,11 +202,11 @@ extern void (*on_fault)(const char *message);
 uint64_t launches();          /* kernels executed so far */
 uint64_t switches();          /* turns given to threads so far */
 
-/* cluster: blocks that run together, in a launch for Hopper; 0 in any other. */
-void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, std::function<void()> thread);
+/* cluster: blocks that run together, in a launch for Hopper; 0 in any other. early: before the kernels in front have ended (emu.cpp, front_begin). */
+void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, cudaStream_t stream, std::function<void()> thread);
 template <class... P>
-void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, P... args) {
-    enqueue_launch(name, grid, block, shared_bytes, cluster, stream, [=]() { kernel(args...); });
+void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, cudaStream_t stream, P... args) {
+    enqueue_launch(name, grid, block, shared_bytes, cluster, early, stream, [=]() { kernel(args...); });
 }
 
 /* Of kernel.cuh: a kernel of the backend says so first of all. must_begin: threads of launches that are not for Hopper fault if they end without. */

@@ -4,11 +4,12 @@
  * schedule.early copies are done at once, products still late: the order in which a buffer that is released too soon is overwritten before it is read.
  * Faults: an mbarrier not initialised, written over, with more arrivals or bytes than it expects, or with bytes missing at the end; unaligned or
  * too large boxes, tiles not aligned to their swizzle's pattern; what a descriptor cannot say; warps of a warpgroup in different wgmma; registers
- * of sums touched, or of A changed, while products are under way (an array of A's is looked at in the wait, so it must not end before); wgmma without fence, commit, wait; operands that were written since the last
- * fence_proxy_async (by whoever: the fence of one thread shows what all have written); what a copy to global memory reads changed, or a copy to it issued,
- * before its thread has waited; a thread that ends without that wait; shared memory of a block that has ended, or before the
- * first cluster barrier; setmaxnreg beyond what a block of this size has. A wait that never ends is a deadlock, and its report names the barrier.
- * Not seen: what memory fences order between threads; grid_wait forgotten. */
+ * of sums touched, or of A changed, while products are under way (an array of A's is looked at in the wait, so it must not end before); wgmma
+ * without fence, commit, wait; operands that were written since the last fence_proxy_async (by whoever: the fence of one thread shows what all
+ * have written); what a copy to global memory reads changed, or a copy to there issued, before its thread has waited; a thread that ends without
+ * that wait; shared memory of a block that has ended, or before the first cluster barrier; setmaxnreg beyond what a block of this size has; copies
+ * from or to global memory by a thread without grid_wait, launched early. A wait that never ends is a deadlock, and its report names the barrier.
+ * Not seen: what memory fences order between threads. */
 #include "emu_hopper.h"
 #include "inside.h"
 #include <algorithm>
@@ -42,6 +43,16 @@ static void __attribute__((format(printf, 1, 2))) trouble(const char *format, ..
 }
 static void needs_hopper(const char *what) {
     if (!on_hopper) fault("%s in a kernel that LAUNCH has launched: LAUNCH_HOPPER", what);
+}
+
+/* Of what copies from or to global memory. */
+static void needs_front(const char *what) {
+    needs_hopper(what);
+    if (launched_early && !running()->begun) fault("%s before this thread's grid_wait(), in a kernel that is launched early", what);
+}
+void grid_awaited() {
+    needs_hopper("grid_wait");
+    await_front();
 }
 
 /* ---- shared memory, as the asynchronous proxy sees it --------------------------------------------------------------------------------- */
@@ -160,7 +171,7 @@ static void check_range(const char *what, const void *shared, size_t bytes, size
 }
 
 void linear_load(void *shared, const void *global, unsigned bytes, uint64_t *barrier) {
-    needs_hopper("bulk_load");
+    needs_front("bulk_load");
     if (!bytes || bytes % 16) fault("bulk_load: %u bytes; a multiple of 16", bytes);
     check_range("bulk_load", shared, bytes, 16);
     check_aligned("bulk_load: global side", global, 16);
@@ -215,7 +226,7 @@ static At coordinates(int rank, const int *at) {
 }
 
 void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask, int rank, const int *at) {
-    needs_hopper("tma_load");
+    needs_front("tma_load");
     const TensorBox t = box_of("tma_load", map, rank, shared);
     const At c = coordinates(rank, at);
     const unsigned to = mask ? mask : 1u << rank_in_cluster();
@@ -251,7 +262,7 @@ static void store_issue(const char *what, const char *source, size_t bytes, std:
     if (schedule.early) store_write(f->stores.back().back().get());
 }
 void linear_store(void *global, const void *shared, unsigned bytes) {
-    needs_hopper("bulk_store");
+    needs_front("bulk_store");
     if (!bytes || bytes % 16) fault("bulk_store: %u bytes; a multiple of 16", bytes);
     check_range("bulk_store", shared, bytes, 16);
     check_aligned("bulk_store: global side", global, 16);
@@ -260,7 +271,7 @@ void linear_store(void *global, const void *shared, unsigned bytes) {
     store_issue("bulk_store", now, bytes, [=](const char *source) { memcpy(global, source, bytes); });
 }
 void tensor_store(const void *map, const void *shared, int rank, const int *at) {
-    needs_hopper("tma_store");
+    needs_front("tma_store");
     const TensorBox t = box_of("tma_store", map, rank, shared);
     const At c = coordinates(rank, at);
     const char *now = store_source("tma_store", shared, box_bytes(t));
@@ -555,7 +566,7 @@ void cluster_signal() {
     f->cluster_arrived = true, f->cluster_phase = cluster_phase;
     if (++cluster_arrived < (unsigned)(n_threads * n_blocks)) return;
     cluster_arrived = 0, cluster_phase++;
-    for (Fiber &x : fibers) wake(&x, AT_CLUSTER);
+    for (size_t i = 0; i < (size_t)(n_blocks * n_threads); i++) wake(&fibers[i], AT_CLUSTER);
 }
 void cluster_await() {
     needs_hopper("cluster_wait");

@@ -32,6 +32,7 @@ void product_commit();
 void product_wait(int open);
 void named_barrier(unsigned id, unsigned threads, bool wait);
 void set_registers(int n, bool more);
+void grid_awaited();
 unsigned rank_in_cluster();
 void cluster_signal();
 void cluster_await();
@@ -94,7 +95,7 @@ static inline void cluster_wait() { emu::cluster_await(); }
 static inline float cluster_load(const float *p, unsigned rank) { return *(float *)(void *)emu::remote("cluster_load", p, rank, sizeof *p); }
 static inline void cluster_store(float *p, unsigned rank, float x) { *(float *)(void *)emu::remote("cluster_store", p, rank, sizeof *p) = x; }
 static inline void cluster_store_async(float *p, unsigned rank, float x, uint64_t *barrier) { emu::remote_store(p, rank, x, barrier); }
-static inline void grid_wait() {}
+static inline void grid_wait() { emu::grid_awaited(); }
 static inline void grid_launch_next() {}
 
 } /* namespace */

@@ -343,6 +343,39 @@ TEST(a_cluster_sends) {
     schedule_parse("", &emu::schedule);
 }
 
+/* Two blocks, launched early. Thread 0 of each copies x to y; `which` says what is done, and when. */
+__global__ void early_kernel(float *y, const float *x, int which) {
+    DYNAMIC_SHARED(float, shared);
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    shared[threadIdx.x] = which == 1 && threadIdx.x == 7 ? x[i] : 0; /* read too soon: NaN, whatever the schedule */
+    if (which == 2 && threadIdx.x == 7) y[i] = 1;
+    if (which == 3 && blockIdx.x == 1) return;
+    if (which == 4) return;
+    if (which != 5 || threadIdx.x == 0) grid_wait();
+    __syncthreads();                           /* 5: one waits for all, who may then read and write */
+    if (which == 6) grid_wait();               /* again: at once */
+    y[i] = x[i] + shared[threadIdx.x];
+}
+TEST(launched_before_the_kernel_in_front_has_ended) {
+    const char *const expected[] = {"", "", "is written before grid_wait()", "block 1,0,0 of a kernel that is launched early ends without",
+                                    "launched early ends without grid_wait()", "", ""};
+    Device<float> x(128), y(128);
+    for (const char *s : {"ascending", "reversed", "ahead:1", "behind:0", "in-turn,early", "apart"})
+        for (int which = 0; which < 7; which++) {
+            schedule_parse(s, &emu::schedule);
+            for (size_t i = 0; i < 128; i++) x[i] = (float)i, y[i] = -1;
+            faults.n = 0, faults.text[0] = 0;
+            launch_hopper(test_name, early_kernel, Cluster{1, true}, dim3(2), dim3(64), 256, stream, y.p, (const float *)x.p, which);
+            cudaStreamSynchronize(stream);
+            EXPECT(faults.n == (*expected[which] != 0) && strstr(faults.text, expected[which]), "%s, %d: %d faults: %s", s, which, faults.n, faults.text);
+            if (faults.n) continue;
+            int wrong = 0, nan = 0;
+            for (size_t i = 0; i < 128; i++) wrong += !(y[i] == (float)i * (which == 1 && i % 64 == 7 ? 2 : 1)), nan += isnan(y[i]) || x[i] != (float)i;
+            EXPECT(wrong == (which == 1) && nan == (which == 1), "%s, %d: %d wrong, %d NaN", s, which, wrong, nan); /* of the block that ran first */
+        }
+    schedule_parse("", &emu::schedule);
+}
+
 /* ---- faults ---------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, int which) {
@@ -445,6 +478,7 @@ static void run_all() {
     RUN(plain_bytes_late_and_early);
     RUN(rings_of_barriers);
     RUN(a_cluster_sends);
+    RUN(launched_before_the_kernel_in_front_has_ended);
     RUN(what_hardware_would_refuse);
     RUN(speed);
 }

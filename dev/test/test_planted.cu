@@ -100,6 +100,10 @@ static const struct Planted {
     HOPPER("hopper_consumer_that_never_arrives", gemm2, ONE_WARPGROUP_LESS, "FFFFFFFFFF"),
     HOPPER("hopper_missing_cluster_barrier", cluster_sum, NO_MAP_SYNC, "FFFFFFFFFF"),
     HOPPER("hopper_missing_second_cluster_barrier", cluster_sum, NO_SECOND_SYNC, "RRRRRRRRRR"),
+    HOPPER("hopper_launched_early_without_grid_wait", gemm2, NO_GRID_WAIT, "FFFFFFFFFF"),
+    HOPPER("hopper_loads_before_grid_wait", gemm1, COPIES_BEFORE, "FFFFFFFFFF"),
+    HOPPER("hopper_stores_without_grid_wait", gemm1, STORES_BEFORE, "FFFFFFFFFF"),
+    HOPPER("hopper_reads_before_grid_wait", cluster_sum, READS_BEFORE, "RRRRRRRRRR"),
     HOPPER("hopper_block_ends_while_it_is_read", cluster_sum, LEAVES, "FFFFFFFFFF"),
 #undef ROWS
 #undef COLUMNS

@@ -274,7 +274,8 @@ __device__ __forceinline__ void cluster_store_async(float *p, unsigned rank, flo
            ::"r"(cluster_address(p, rank)), "f"(x), "r"(cluster_address(barrier, rank)) : "memory");
 }
 
-/* Of kernels launched early (Cluster::early): the stream's kernel in front has ended and what it wrote is seen; the next one may start now. */
+/* Of kernels launched early (Cluster::early): the stream's kernel in front has ended and what it wrote is seen, by this thread: each that touches
+ * global memory, or has TMA do it, calls it first; the next one may start now. */
 __device__ __forceinline__ void grid_wait() { HOPPER("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void grid_launch_next() { HOPPER("griddepcontrol.launch_dependents;"); }
 

@@ -171,7 +171,7 @@ void launch_done(const char *name, dim3 grid, dim3 block, size_t shared_bytes, c
 template <class... P, class... A>
 void launch_named(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
 #ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, 0, stream, static_cast<P>(args)...);
+    emu::launch(name, kernel, grid, block, shared_bytes, 0, false, stream, static_cast<P>(args)...);
 #else
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchConfig_t config = {};
@@ -196,7 +196,7 @@ template <class... P, class... A>
 void launch_hopper(const char *name, void (*kernel)(P...), Cluster cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
     CHECK(cluster.blocks >= 1 && cluster.blocks <= 8 && grid.x % cluster.blocks == 0, "%s: clusters of %u in a grid of %u along x", name, cluster.blocks, grid.x);
 #ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, cluster.blocks, stream, static_cast<P>(args)...);
+    emu::launch(name, kernel, grid, block, shared_bytes, cluster.blocks, cluster.early, stream, static_cast<P>(args)...);
 #else
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchAttribute attributes[2] = {};

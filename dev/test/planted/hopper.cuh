@@ -2,7 +2,8 @@
  * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
 namespace hopper {
 enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
-           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT };
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT, NO_GRID_WAIT, COPIES_BEFORE,
+           STORES_BEFORE, READS_BEFORE };
 enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
 enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
 
@@ -15,12 +16,14 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
     unsigned char *out = shared + STAGES * STAGE_BYTES;
     uint64_t *full = (uint64_t *)(void *)(out + OUT_BYTES), *empty = full + STAGES;
     const int group = threadIdx.x / 128, row = (int)blockIdx.x * BM, column = (int)blockIdx.y * BN;
+    const bool waits = BUG != NO_GRID_WAIT && (BUG != COPIES_BEFORE || group) && (BUG != STORES_BEFORE || !group);
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) mbarrier_init(&full[s], 1), mbarrier_init(&empty[s], 2 * C);
         fence_mbarrier_init();
     }
     if (C > 1) cluster_arrive(), cluster_wait();
     else __syncthreads();
+    if (waits) grid_wait();
     if (group == 0) {
         registers_fewer<40>();
         if (threadIdx.x == 0)
@@ -114,11 +117,13 @@ template <Bug BUG> __global__ void relay_kernel(const __grid_constant__ TensorMa
 }
 
 /* out[i] = sum over the blocks of its cluster of x, in the order of ranks.  Bugs: no barrier of the cluster before the others' memory is read, or after the
- * second time it was written, or before a block ends. */
+ * second time it was written, or before a block ends; x is read before the kernel in front has ended. */
 template <Bug BUG> __global__ void cluster_sum_kernel(float *out, const float *x, int blocks) {
     DYNAMIC_SHARED(float, mine);
+    const float before = BUG == READS_BEFORE ? x[blockIdx.x * blockDim.x + threadIdx.x] : 0;
+    grid_wait();
     for (int again = 0; again < 2; again++) {
-        mine[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x] * (float)(1 + again);
+        mine[threadIdx.x] = (BUG == READS_BEFORE ? before : x[blockIdx.x * blockDim.x + threadIdx.x]) * (float)(1 + again);
         if (again ? BUG != NO_SECOND_SYNC : BUG != NO_MAP_SYNC) cluster_arrive(), cluster_wait();
         float sum = 0;
         for (int r = 0; r < blocks; r++) sum += cluster_load(mine + threadIdx.x, (unsigned)r);
@@ -165,7 +170,7 @@ template <Bug BUG, int C> static void gemm(Outcome *o) {
     for (int i = 0; i < N * K; i++) b[i] = to_elem((float)((i * 5 + i / K) % 5 - 2));
     const TensorMap to = map_of(d.p, M, N, 64, BN, SWIZZLE_128), from_a = map_of(a.p, M, K, BM, BK, SWIZZLE_128), from_b = map_of(b.p, N, K, BN / C, BK, SWIZZLE_128);
     faults.n = 0;
-    launch_hopper(test_name, gemm_kernel<BUG, C>, Cluster{C, false}, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
+    launch_hopper(test_name, gemm_kernel<BUG, C>, Cluster{C, true}, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
     cudaStreamSynchronize(stream);
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
@@ -211,7 +216,7 @@ template <Bug BUG> static void cluster_sum(Outcome *o) {
     Device<float> x(BLOCKS * THREADS), out(BLOCKS * THREADS);
     fill(x.p, BLOCKS * THREADS, 9);
     faults.n = 0;
-    launch_hopper(test_name, cluster_sum_kernel<BUG>, Cluster{CLUSTER, false}, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
+    launch_hopper(test_name, cluster_sum_kernel<BUG>, Cluster{CLUSTER, true}, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
     cudaStreamSynchronize(stream);
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
