@@ -574,3 +574,6 @@ static bool read_schedule() {
 __attribute__((unused)) static const bool schedule_read = read_schedule();
 
 } /* namespace emu */
+
+extern "C" bool emu_use_schedule(const char *text);
+extern "C" bool emu_use_schedule(const char *text) { return emu::schedule_parse(text, &emu::schedule); }

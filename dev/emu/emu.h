@@ -195,7 +195,7 @@ struct Schedule {
 };
 /* From LLMC_EMU_SCHEDULE = ascending | reversed | ahead:K | behind:K | in-turn, with ",apart" and ",early" if wanted; default ascending. */
 extern Schedule schedule;
-bool schedule_parse(const char *text, Schedule *s); /* false: not understood */
+bool schedule_parse(const char *text, Schedule *s); /* false: not understood. For C: bool emu_use_schedule(const char *text) */
 
 /* What to do with a fault in a kernel (a planted bug's test catches it); the launch is given up. Default: print it and abort. */
 extern void (*on_fault)(const char *message);
