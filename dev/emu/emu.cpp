@@ -2,8 +2,10 @@
  * Reported as faults: a barrier that not all threads of the block reach, or reach at different lines; lanes of a warp in different collectives;
  * a thread that left while others wait; masks that are not full; accesses of ptx functions outside the shared buffer or unaligned; writes just
  * past the shared buffer or a device allocation (anywhere outside them under AddressSanitizer, for which each is a block of its own); with
- * blocks kept apart, two blocks that write one place. Shared memory and new global memory hold NaN. */
+ * blocks kept apart, two blocks that write one place; of a launch that is early, a block that does not wait for the kernels in front, and
+ * memory written before that. Shared memory and new global memory hold NaN, and all global memory until the kernels in front have ended. */
 #include "inside.h"
+#include <algorithm>
 #include <set>
 #include <stdarg.h>
 #include <stdio.h>
@@ -66,7 +68,7 @@ int n_threads, n_warps, n_blocks;
 size_t shared_size;
 const char *kernel_name = "";
 bool abandoned;               /* a fault was handled by on_fault: the grid is given up */
-bool on_hopper;
+bool on_hopper, launched_early;
 static const std::function<void()> *body;
 static uint64_t n_launches, n_switches;
 static Context scheduler_context;
@@ -172,7 +174,7 @@ bool canary_alive(const char *end) {
 /* ---- barriers and meetings ----------------------------------------------------------------------------------------------- */
 bool must_begin;
 void expect_begun(const char *what) {
-    if (must_begin && !running()->begun) fault("%s before begin_kernel()", what);
+    if ((must_begin || launched_early) && !running()->begun) fault("%s before this thread's begin_kernel()", what);
 }
 
 void wait_as(State state) {
@@ -188,7 +190,7 @@ void wake(Fiber *f, State from) {
 }
 
 void sync_threads(const char *file, int line) {
-    if (!on_hopper) expect_begun("__syncthreads"); /* which must have set up its barriers first */
+    if (must_begin && !on_hopper) expect_begun("__syncthreads"); /* for Hopper: it must have set up its barriers first */
     Block *b = running_block();
     if (b->n_at_barrier == 0) b->barrier_file = file, b->barrier_line = line;
     else if (line != b->barrier_line || (file != b->barrier_file && strcmp(file, b->barrier_file)))
@@ -204,7 +206,7 @@ void full_mask(unsigned mask) {
 }
 
 const LaneValue *meet(const char *what, const void *mine, size_t bytes, void (*compute)(LaneValue *)) {
-    expect_begun(what);
+    if (must_begin) expect_begun(what);
     Fiber *f = running();
     Warp *w = &warps[(size_t)f->warp];
     if (w->lanes != 32) fault("%s in a warp of %d threads", what, w->lanes);
@@ -277,9 +279,42 @@ void check_aligned(const char *what, const void *p, size_t bytes) {
 }
 
 void kernel_begun() {
-    Fiber *f = running();
-    if (f->begun) fault("begin_kernel() a second time");
-    f->begun = true;
+    if (running()->begun) fault("begin_kernel() a second time");
+    await_front();
+}
+
+/* ---- the kernels in front of a launch that is early -----------------------------------------------------------------------
+ * They end as late as may be: when no thread of the first block or cluster can go on otherwise. Until then device memory holds NaN. */
+static std::map<char *, std::vector<char>> behind_front; /* what it holds then */
+static bool front_ended;
+static void front_begin() {
+    for (const auto &m : device_memory) {
+        behind_front[m.first].assign(m.first, m.first + m.second);
+        memset(m.first, 0xFF, m.second);
+    }
+}
+static void front_end() {
+    size_t written = 0, of = 0;
+    for (auto &m : behind_front) {
+        const size_t bytes = m.second.size();
+        const bool same = !bytes || (m.first[0] == (char)0xFF && !memcmp(m.first, m.first + 1, bytes - 1));
+        for (size_t i = 0; !same && !of; i++)
+            if (m.first[i] != (char)0xFF) written = i, of = bytes;
+        memcpy(m.first, m.second.data(), bytes);
+    }
+    behind_front.clear();
+    front_ended = true;
+    if (of && !abandoned) host_fault(kernel_name, "byte %zu of an allocation of %zu bytes is written before begin_kernel(), in a kernel that is launched early", written, of);
+}
+void await_front() {
+    if (!front_ended) wait_as(AT_FRONT);
+    running()->begun = true;
+}
+static bool front_idle() {
+    if (front_ended) return false;
+    front_end();
+    for (size_t i = 0; i < (size_t)(n_threads * n_blocks); i++) wake(&fibers[i], AT_FRONT);
+    return true;
 }
 
 /* ---- a block -------------------------------------------------------------------------------------------------------------- */
@@ -288,7 +323,7 @@ UNWATCHED static void fiber_main() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
     (*body)();
-    expect_begun("the end");
+    if (must_begin) expect_begun("the end");
     leave();
     to_scheduler(true);
     abort();
@@ -396,15 +431,19 @@ static void run_blocks(uint64_t first) {
     if (on_hopper) hopper_begin();
     for (int warp = n_warps * n_blocks - 1, next; !abandoned;) {
         if ((next = next_warp(warp)) >= 0) run_warp(warp = next);
-        else if (!on_hopper || !hopper_idle()) break;
+        else if (!(on_hopper && hopper_idle()) && !front_idle()) break;
     }
     for (const Block &b : blocks) done += b.n_done;
     if (!abandoned && done < n_threads * n_blocks) report_deadlock();
     if (!abandoned && on_hopper) hopper_end();
-    for (const Block &b : blocks)
+    for (const Block &b : blocks) {
+        const Fiber *f = &fibers[(size_t)((&b - blocks.data()) * n_threads)];
+        if (!abandoned && launched_early && !std::any_of(f, f + n_threads, [](const Fiber &x) { return x.begun; }))
+            host_fault(kernel_name, "block %u,%u,%u of a kernel that is launched early ends without begin_kernel()", b.index.x, b.index.y, b.index.z);
         if (!abandoned && shared_size && !canary_alive(b.shared + shared_size))
             host_fault(kernel_name, "a write past the end of the block's %zu bytes of shared memory (block %u,%u,%u)", shared_size, b.index.x, b.index.y,
                        b.index.z);
+    }
     if (abandoned) give_up_blocks();
 }
 
@@ -460,13 +499,14 @@ static void apart_end() {
 }
 
 /* ---- a grid ------------------------------------------------------------------------------------------------------------------ */
-void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, const std::function<void()> &thread) {
+void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, const std::function<void()> &thread) {
     kernel_name = name;
     block_size = block, grid_size = grid;
     n_threads = (int)(block.x * block.y * block.z);
     n_warps = (n_threads + 31) / 32;
     n_blocks = cluster > 1 ? (int)cluster : 1;
     on_hopper = cluster > 0;
+    launched_early = early, front_ended = !early;
     body = &thread;
     abandoned = false;
     shared_size = shared_bytes;
@@ -482,10 +522,12 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsi
     const uint64_t total = (uint64_t)grid.x * grid.y * grid.z, n = (uint64_t)n_blocks;
     const bool keep_apart = schedule.apart && total > n;
     if (keep_apart) apart_begin();
+    if (early) front_begin();
     for (uint64_t i = 0; i < total && !abandoned; i += n) {
         run_blocks(schedule.order == REVERSED ? total - n - i : i);
         if (keep_apart) apart_collect(blocks[0].index);
     }
+    if (!front_ended) front_end();
     if (keep_apart) apart_end();
     for (Block &b : blocks) free(b.shared), b.shared = nullptr;
     shared_size = 0;
@@ -532,3 +574,6 @@ static bool read_schedule() {
 __attribute__((unused)) static const bool schedule_read = read_schedule();
 
 } /* namespace emu */
+
+extern "C" bool emu_use_schedule(const char *text);
+extern "C" bool emu_use_schedule(const char *text) { return emu::schedule_parse(text, &emu::schedule); }

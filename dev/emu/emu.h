@@ -192,18 +192,18 @@ struct Schedule {
 };
 /* From LLMC_EMU_SCHEDULE = ascending | reversed | ahead:K | behind:K | in-turn, with ",apart" and ",early" if wanted; default ascending. */
 extern Schedule schedule;
-bool schedule_parse(const char *text, Schedule *s); /* false: not understood */
+bool schedule_parse(const char *text, Schedule *s); /* false: not understood. For C: bool emu_use_schedule(const char *text) */
 
 /* What to do with a fault in a kernel (a planted bug's test catches it); the launch is given up. Default: print it and abort. */
 extern void (*on_fault)(const char *message);
 uint64_t launches();          /* kernels executed so far */
 uint64_t switches();          /* turns given to threads so far */
 
-/* cluster: blocks that run together, in a launch for Hopper; 0 in any other. */
-void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, std::function<void()> thread);
+/* cluster: blocks that run together, in a launch for Hopper; 0 in any other. early: before the kernels in front have ended (emu.cpp, front_begin). */
+void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, cudaStream_t stream, std::function<void()> thread);
 template <class... P>
-void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, P... args) {
-    enqueue_launch(name, grid, block, shared_bytes, cluster, stream, [=]() { kernel(args...); });
+void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, cudaStream_t stream, P... args) {
+    enqueue_launch(name, grid, block, shared_bytes, cluster, early, stream, [=]() { kernel(args...); });
 }
 
 /* Of kernel.cuh: a kernel of the backend says so first of all. must_begin: a thread that meets others, copies in bulk or ends before that faults; in a kernel for

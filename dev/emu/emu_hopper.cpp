@@ -1,13 +1,15 @@
 /* Hopper's own instructions, after the PTX ISA manual (sections mbarrier, cp.async.bulk, wgmma, barrier.cluster, setmaxnreg).
  * When: whatever is asynchronous happens as late as may be, when no thread can go on and somebody waits for it: copies to shared memory one at a
- * time, oldest first, then products; copies to global memory when their thread waits. With schedule.early copies are done at once, products still
- * late: the order in which a buffer that is released too soon is overwritten before it is read.
+ * time, oldest first, then products, then reads of copies to global memory, whose writes come when their thread waits for them or at the block's end. With
+ * schedule.early copies are done at once, products still late: the order in which a buffer that is released too soon is overwritten before it is read.
  * Faults: an mbarrier not initialised, written over, with more arrivals or bytes than it expects, or with bytes missing at the end; unaligned or
  * too large boxes, tiles not aligned to their swizzle's pattern; what a descriptor cannot say; warps of a warpgroup in different wgmma; registers
- * of sums touched while products are under way; wgmma without fence, commit, wait; operands that were written since the last
- * fence_proxy_async (by whoever: the fence of one thread shows what all have written); shared memory of a block that has ended, or before the
- * first cluster barrier; setmaxnreg beyond what a block of this size has. A wait that never ends is a deadlock, and its report names the barrier.
- * Not seen: registers of A changed before the wait; what memory fences order between threads. */
+ * of sums touched, or of A changed, while products are under way (an array of A's is looked at in the wait, so it must not end before); wgmma
+ * without fence, commit, wait; operands that were written since the last fence_proxy_async (by whoever: the fence of one thread shows what all
+ * have written); what a copy to global memory reads changed, or a copy to there issued, before its thread has waited; a thread that ends without
+ * that wait; shared memory of a block that has ended, or before the first cluster barrier; setmaxnreg beyond what a block of this size has; copies
+ * from or to global memory by a thread that has not begun. A wait that never ends is a deadlock, and its report names the barrier.
+ * Not seen: what memory fences order between threads. */
 #include "emu_hopper.h"
 #include "inside.h"
 #include <algorithm>
@@ -23,6 +25,7 @@ enum { MOST_BYTES = (1 << 20) - 1, GROUP = 128 };
 
 struct Arrival { Block *block; uint64_t *barrier; unsigned bytes; std::function<void()> write; };
 static std::deque<Arrival> arrivals; /* copies to shared memory under way, oldest first */
+static std::vector<const Store *> reading; /* copies to global memory whose thread has not waited until they have read */
 static unsigned cluster_phase, cluster_arrived;
 
 static Block *own() { return &blocks[(size_t)running()->block]; }
@@ -42,6 +45,12 @@ static void needs_hopper(const char *what) {
     if (!on_hopper) fault("%s in a kernel that LAUNCH has launched: LAUNCH_HOPPER", what);
 }
 
+/* Of what copies from or to global memory. */
+static void needs_front(const char *what) {
+    needs_hopper(what);
+    expect_begun(what);
+}
+
 /* ---- shared memory, as the asynchronous proxy sees it --------------------------------------------------------------------------------- */
 
 uint32_t shared_offset(const void *p) {
@@ -52,10 +61,16 @@ static void async_write(Block *b, char *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
     memcpy(&b->fenced[(size_t)(to - b->shared)], from, bytes);
 }
+static size_t first_difference(const char *a, const char *b) { /* there is one */
+    size_t i = 0;
+    while (a[i] == b[i]) i++;
+    return i;
+}
 static const char *async_read(Block *b, size_t offset, size_t bytes, const char *what) {
     static const char nothing[16] = {0};
     if (offset + bytes > shared_size) return trouble("%s: reads at byte %zu of %zu of shared memory", what, offset, shared_size), nothing;
-    if (memcmp(b->shared + offset, &b->fenced[offset], bytes)) trouble("%s: byte %zu of shared memory or one soon after was written and no fence_proxy_async followed", what, offset);
+    if (memcmp(b->shared + offset, &b->fenced[offset], bytes))
+        trouble("%s: byte %zu of shared memory was written and no fence_proxy_async followed", what, offset + first_difference(b->shared + offset, &b->fenced[offset]));
     return b->shared + offset;
 }
 void proxy_fence() {
@@ -134,9 +149,13 @@ static void arrive(const Arrival &a) {
     m->bytes -= a.bytes;
     mbarrier_check_phase(a.block, a.barrier, m);
 }
-static void send(const char *what, Block *b, uint64_t *barrier, unsigned bytes, std::function<void()> write) {
+static void send(const char *what, Block *b, const void *to, uint64_t *barrier, unsigned bytes, std::function<void()> write) {
     static Arrival now; /* not on the stack, which a fault never unwinds */
     now = {b, barrier, bytes, std::move(write)};
+    const size_t first = (size_t)((const char *)to - b->shared);
+    for (const Store *s : reading)
+        if (s->block == b && first < s->first + s->source.size() && s->first < first + bytes)
+            fault("%s: to byte %zu of shared memory, where a %s may still read: bulk_wait_read of the thread that issued it comes first", what, first, s->what);
     mbarrier_at(what, b, barrier);
     if (schedule.early) arrive(now);
     else arrivals.push_back(now);
@@ -148,19 +167,19 @@ static void check_range(const char *what, const void *shared, size_t bytes, size
 }
 
 void linear_load(void *shared, const void *global, unsigned bytes, uint64_t *barrier) {
-    needs_hopper("bulk_load"), expect_begun("bulk_load");
+    needs_front("bulk_load");
     if (!bytes || bytes % 16) fault("bulk_load: %u bytes; a multiple of 16", bytes);
     check_range("bulk_load", shared, bytes, 16);
     check_aligned("bulk_load: global side", global, 16);
     if (!is_device(global, bytes)) fault("bulk_load: %u bytes that are not in device memory", bytes);
     Block *b = own();
-    send("bulk_load", b, barrier, bytes, [=]() { async_write(b, (char *)shared, global, bytes); });
+    send("bulk_load", b, shared, barrier, bytes, [=]() { async_write(b, (char *)shared, global, bytes); });
 }
 void remote_store(float *p, unsigned rank, float x, uint64_t *barrier) {
     char *to = remote("cluster_store_async", p, rank, sizeof x);
     Block *b = block_of_rank("cluster_store_async", rank);
     uint64_t *there = (uint64_t *)(void *)remote("cluster_store_async", barrier, rank, sizeof *barrier);
-    send("cluster_store_async", b, there, sizeof x, [=]() { async_write(b, to, &x, sizeof x); });
+    send("cluster_store_async", b, to, there, sizeof x, [=]() { async_write(b, to, &x, sizeof x); });
 }
 
 static TensorBox box_of(const char *what, const void *map, int rank, const void *shared) {
@@ -203,7 +222,7 @@ static At coordinates(int rank, const int *at) {
 }
 
 void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask, int rank, const int *at) {
-    needs_hopper("tma_load"), expect_begun("tma_load");
+    needs_front("tma_load");
     const TensorBox t = box_of("tma_load", map, rank, shared);
     const At c = coordinates(rank, at);
     const unsigned to = mask ? mask : 1u << rank_in_cluster();
@@ -213,7 +232,7 @@ void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask
         Block *b = block_of_rank("tma_load", r);
         char *there = b->shared + ((char *)shared - own()->shared);
         uint64_t *its = (uint64_t *)(void *)(b->shared + ((char *)barrier - own()->shared));
-        send("tma_load", b, its, (unsigned)box_bytes(t), [=]() {
+        send("tma_load", b, there, its, (unsigned)box_bytes(t), [=]() {
             for_chunks(t, c.c, [=](uint32_t place, const char *global, int from, int end) {
                 char chunk[16] = {0};
                 if (from < end) memcpy(chunk + 2 * from, global + 2 * from, (size_t)(2 * (end - from)));
@@ -225,30 +244,36 @@ void tensor_load(void *shared, const void *map, uint64_t *barrier, unsigned mask
 
 /* ---- copies to global memory ------------------------------------------------------------------------------------------------------------------ */
 
-static void store_issue(std::function<void()> copy) {
+/* Asked for before the function that writes is made, which a fault would not unmake. */
+static const char *store_source(const char *what, const void *shared, size_t bytes) { return async_read(own(), shared_offset(shared), bytes, what); }
+static void store_write(Store *s) {
+    if (s->write) s->write(s->source.data());
+    s->write = nullptr;
+}
+static void store_issue(const char *what, const char *source, size_t bytes, std::function<void(const char *)> write) {
     Fiber *f = running();
     if (f->stores.empty()) f->stores.emplace_back();
-    f->stores.back().push_back(std::move(copy));
-    if (schedule.early) f->stores.back().back()(), f->stores.back().back() = []() {};
+    f->stores.back().push_back(std::make_shared<Store>(Store{what, own(), shared_offset(source), {source, source + bytes}, std::move(write), false}));
+    reading.push_back(f->stores.back().back().get());
+    if (schedule.early) store_write(f->stores.back().back().get());
 }
 void linear_store(void *global, const void *shared, unsigned bytes) {
-    needs_hopper("bulk_store"), expect_begun("bulk_store");
+    needs_front("bulk_store");
     if (!bytes || bytes % 16) fault("bulk_store: %u bytes; a multiple of 16", bytes);
     check_range("bulk_store", shared, bytes, 16);
     check_aligned("bulk_store: global side", global, 16);
     if (!is_device(global, bytes)) fault("bulk_store: %u bytes that are not in device memory", bytes);
-    Block *b = own();
-    store_issue([=]() { memcpy(global, async_read(b, (size_t)((const char *)shared - b->shared), bytes, "bulk_store"), bytes); });
+    const char *now = store_source("bulk_store", shared, bytes);
+    store_issue("bulk_store", now, bytes, [=](const char *source) { memcpy(global, source, bytes); });
 }
 void tensor_store(const void *map, const void *shared, int rank, const int *at) {
-    needs_hopper("tma_store"), expect_begun("tma_store");
+    needs_front("tma_store");
     const TensorBox t = box_of("tma_store", map, rank, shared);
     const At c = coordinates(rank, at);
-    Block *b = own();
-    store_issue([=]() {
+    const char *now = store_source("tma_store", shared, box_bytes(t));
+    store_issue("tma_store", now, box_bytes(t), [=](const char *source) {
         for_chunks(t, c.c, [=](uint32_t place, char *global, int from, int end) {
-            const char *chunk = async_read(b, (size_t)((const char *)shared - b->shared) + place, 16, "tma_store");
-            if (from < end) memcpy(global + 2 * from, chunk + 2 * from, (size_t)(2 * (end - from)));
+            if (from < end) memcpy(global + 2 * from, source + place + 2 * from, (size_t)(2 * (end - from)));
         });
     });
 }
@@ -257,13 +282,34 @@ void store_commit() {
     if (f->stores.empty()) f->stores.emplace_back();
     f->stores.emplace_back();
 }
-void store_wait(int open) {
+static bool is_read(const Fiber *f, size_t groups) {
+    for (size_t g = 0; g < groups; g++)
+        for (const auto &s : f->stores[g])
+            if (!s->read) return false;
+    return true;
+}
+void store_wait(int open, bool written) {
     Fiber *f = running();
-    if (!open && !f->stores.empty() && !f->stores.back().empty()) fault("bulk_wait before bulk_commit");
-    while (f->stores.size() > 1 + (size_t)open) { /* the last one is not committed */
-        for (const auto &copy : f->stores.front()) copy();
-        f->stores.erase(f->stores.begin());
-    }
+    const size_t n = f->stores.size(), end = n > 1 + (size_t)open ? n - 1 - (size_t)open : 0; /* the last one is not committed */
+    if (!open && n && !f->stores.back().empty()) fault("bulk_wait before bulk_commit");
+    if (!schedule.early && !is_read(f, end)) wait_as(AT_STORES);
+    for (size_t g = 0; g < end; g++)
+        for (const auto &s : f->stores[g]) {
+            const char *now = s->block->shared + s->first;
+            if (!s->read && memcmp(now, s->source.data(), s->source.size()))
+                fault("%s of %zu bytes from byte %zu of shared memory: byte %zu was written before this wait", s->what, s->source.size(), s->first,
+                      s->first + first_difference(now, s->source.data()));
+            if (!s->read) reading.erase(std::find(reading.begin(), reading.end(), s.get()));
+            s->read = true;
+            if (written) store_write(s.get());
+        }
+    if (written) f->stores.erase(f->stores.begin(), f->stores.begin() + (long)end);
+}
+/* Of the threads that wait for their copies to have read, one. */
+static bool read_one() {
+    for (size_t i = 0; i < (size_t)(n_blocks * n_threads); i++)
+        if (fibers[i].state == AT_STORES) return wake(&fibers[i], AT_STORES), true;
+    return false;
 }
 
 /* ---- wgmma -------------------------------------------------------------------------------------------------------------------------------------- */
@@ -353,7 +399,6 @@ static void multiply(Block *b, Product *p) {
     if (!p->accumulate) memset(s->sum.data(), 0, s->sum.size() * sizeof(float));
     (fast ? product_avx2 : product_plain)(s->sum.data(), A, B, stride);
     p->done = true;
-    p->registers.clear();
 }
 
 static Warpgroup *warpgroup(const char *what) {
@@ -388,8 +433,8 @@ void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uin
     else if (!f->fenced) fault("wgmma: A in registers needs wgmma_fence after they are written");
     check_descriptor("B", desc_b, b_mn);
     if (number - g->first == g->products.size()) {
-        g->products.emplace_back(Product{N, 0, 0, a_mn, b_mn, a != nullptr, accumulate, false, desc_a, desc_b, {}, nullptr});
-        if (a) g->products.back().registers.resize(4 * GROUP);
+        g->products.emplace_back(Product{N, 0, 0, a_mn, b_mn, a != nullptr, accumulate, false, desc_a, desc_b, {}, {}, nullptr});
+        if (a) g->products.back().registers.resize(4 * GROUP), g->products.back().fragments.resize(GROUP);
     }
     Product *p = &g->products[number - g->first];
     if (p->N != N || p->a != desc_a || p->b != desc_b || p->a_mn != a_mn || p->b_mn != b_mn || p->in_registers != (a != nullptr) || p->accumulate != accumulate)
@@ -405,7 +450,7 @@ void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uin
         if (p->issued && p->sums != chain->sums) fault("wgmma: this thread goes on with other sums than others of its warpgroup");
         p->sums = chain->sums, chain->last = number;
     }
-    if (a) memcpy(&p->registers[(size_t)(in_block(f) % GROUP * 4)], a, 4 * sizeof *a);
+    if (a) memcpy(&p->registers[(size_t)(in_block(f) % GROUP * 4)], a, 4 * sizeof *a), p->fragments[(size_t)(in_block(f) % GROUP)] = a;
     f->issued++;
     p->issued++;
 }
@@ -425,6 +470,10 @@ static void collect(Fiber *f, uint64_t end) {
         f->chains.erase(f->chains.begin() + (long)k);
     }
 }
+static void check_fragment(const Product &p, size_t thread) {
+    for (size_t i = 0; p.in_registers && i < 4; i++)
+        if (p.fragments[thread][i] != p.registers[4 * thread + i]) fault("wgmma: register %zu of A was written, or its array ended, before wgmma_wait", i);
+}
 void product_wait(int open) {
     Warpgroup *g = warpgroup("wgmma_wait");
     Fiber *f = running();
@@ -436,7 +485,7 @@ void product_wait(int open) {
     f->committed.erase(f->committed.begin(), f->committed.end() - open);
     f->target = end;
     while (end > g->first && !g->products[end - 1 - g->first].done) wait_as(AT_PRODUCTS);
-    for (uint64_t i = f->waited; i < end; i++) g->products[i - g->first].waited++;
+    for (uint64_t i = f->waited; i < end; i++) check_fragment(g->products[i - g->first], (size_t)(in_block(f) % GROUP)), g->products[i - g->first].waited++;
     f->waited = end;
     collect(f, end);
     for (; !g->products.empty() && g->products.front().waited == GROUP; g->first++) g->products.pop_front();
@@ -513,7 +562,7 @@ void cluster_signal() {
     f->cluster_arrived = true, f->cluster_phase = cluster_phase;
     if (++cluster_arrived < (unsigned)(n_threads * n_blocks)) return;
     cluster_arrived = 0, cluster_phase++;
-    for (Fiber &x : fibers) wake(&x, AT_CLUSTER);
+    for (size_t i = 0; i < (size_t)(n_blocks * n_threads); i++) wake(&fibers[i], AT_CLUSTER);
 }
 void cluster_await() {
     needs_hopper("cluster_wait");
@@ -526,7 +575,7 @@ void cluster_await() {
 /* ---- a cluster's life ----------------------------------------------------------------------------------------------------------------------------- */
 
 void hopper_begin() {
-    arrivals.clear();
+    arrivals.clear(), reading.clear();
     cluster_phase = cluster_arrived = 0;
     for (Block &b : blocks) {
         b.mbarriers.clear();
@@ -549,18 +598,20 @@ bool hopper_idle() {
                 arrivals.erase(arrivals.begin() + (long)i);
                 return arrive(a), true;
             }
-    return multiply_one();
+    return multiply_one() || read_one();
 }
 
 void hopper_leave() {
     const Fiber *f = running();
     if (f->issued > f->waited) fault("a thread leaves with %llu wgmma not waited for", (unsigned long long)(f->issued - f->waited));
-    for (const auto &group : f->stores)
-        if (!group.empty()) fault("a thread leaves while its copies from shared to global memory may still read: bulk_wait_read<0>");
+    if (!is_read(f, f->stores.size())) fault("a thread leaves while its copies from shared to global memory may still read: bulk_wait_read<0>");
     if (f->cluster_arrived) fault("a thread leaves between cluster_arrive and cluster_wait");
 }
 
 void hopper_end() {
+    for (size_t i = 0; i < (size_t)(n_blocks * n_threads); i++)
+        for (const auto &group : fibers[i].stores)
+            for (const auto &s : group) store_write(s.get());
     for (const Block &b : blocks) {
         for (const auto &m : b.mbarriers)
             if (m.second.bytes && arrivals.empty()) trouble("the mbarrier at byte %td expects %lld bytes at the block's end", (const char *)m.first - b.shared, (long long)m.second.bytes);

@@ -23,7 +23,7 @@ void tensor_store(const void *map, const void *shared, int rank, const int *at);
 void linear_load(void *shared, const void *global, unsigned bytes, uint64_t *barrier);
 void linear_store(void *global, const void *shared, unsigned bytes);
 void store_commit();
-void store_wait(int open);
+void store_wait(int open, bool written); /* of all but the `open` newest groups: read, or written too */
 void proxy_fence();
 /* d: N / 2 registers; a: four registers of A, or NULL for the descriptor. */
 void product(float *d, int N, const uint32_t *a, uint64_t desc_a, bool a_mn, uint64_t desc_b, bool b_mn, bool accumulate);
@@ -69,8 +69,8 @@ template <class... C> static inline void tma_store(const TensorMap &map, const v
 static inline void bulk_load(void *shared, const void *global, unsigned bytes, uint64_t *barrier) { emu::linear_load(shared, global, bytes, barrier); }
 static inline void bulk_store(void *global, const void *shared, unsigned bytes) { emu::linear_store(global, shared, bytes); }
 static inline void bulk_commit() { emu::store_commit(); }
-template <int N> static inline void bulk_wait_read() { emu::store_wait(N); }
-template <int N> static inline void bulk_wait() { emu::store_wait(N); }
+template <int N> static inline void bulk_wait_read() { emu::store_wait(N, false); }
+template <int N> static inline void bulk_wait() { emu::store_wait(N, true); }
 static inline void fence_proxy_async() { emu::proxy_fence(); }
 
 template <Major A, Major B, int R> static inline void wgmma_ss(float (&d)[R], uint64_t a, uint64_t b, bool accumulate) {

@@ -32,7 +32,7 @@ bool is_device(const void *p, size_t bytes);   /* within one of them */
 
 void device_time_passes(double seconds);       /* in work that waits: its time is real, that of kernels is declared */
 /* cluster: blocks that run together, of a kernel for Hopper; 0: a kernel for every GPU. */
-void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, const std::function<void()> &thread);
+void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, const std::function<void()> &thread);
 /* A fault that no thread of a kernel made: reported like theirs; comes back if on_fault does. */
 void host_fault(const char *kernel, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -51,7 +51,7 @@ typedef ucontext_t Context;
 typedef void *Context;        /* the stack pointer; all else is on the stack */
 #endif
 
-enum State { NEW, READY, AT_BARRIER, AT_MEETING, AT_MBARRIER, AT_NAMED, AT_CLUSTER, AT_PRODUCTS, DONE };
+enum State { NEW, READY, AT_BARRIER, AT_MEETING, AT_FRONT, AT_MBARRIER, AT_NAMED, AT_CLUSTER, AT_PRODUCTS, AT_STORES, DONE };
 struct Copy { char *to; const char *from; int bytes; };
 
 /* The sums of a chain of wgmma on the same registers, from the first of them until its threads have waited for the last. */
@@ -66,12 +66,23 @@ struct Product {
     bool a_mn, b_mn, in_registers, accumulate, done;
     uint64_t a, b;
     std::vector<uint32_t> registers; /* (128, 4) of A */
+    std::vector<const uint32_t *> fragments; /* where each thread has them */
     std::shared_ptr<Sums> sums;
 };
 struct Warpgroup {
     std::deque<Product> products;
     uint64_t first;           /* number of the deque's first */
     std::vector<int> registers; /* what setmaxnreg was told, in order; negative: dec */
+};
+
+/* A copy from shared to global memory, until its thread has waited for it altogether. */
+struct Store {
+    const char *what;
+    struct Block *block;
+    size_t first;             /* byte of its shared memory */
+    std::vector<char> source; /* as it was when the copy was issued */
+    std::function<void(const char *)> write; /* empty once it is written */
+    bool read;
 };
 
 struct Fiber : Thread {
@@ -83,11 +94,12 @@ struct Fiber : Thread {
     /* of Hopper's own: */
     const void *waits_for;    /* the barrier of AT_MBARRIER and AT_NAMED */
     unsigned parity;
-    std::vector<std::vector<std::function<void()>>> stores; /* cp.async.bulk to global memory, as groups */
+    std::vector<std::vector<std::shared_ptr<Store>>> stores; /* as groups, oldest first; the last one is open */
     uint64_t issued, waited, target; /* products: issued, waited for, and up to where it waits now */
     std::vector<uint64_t> committed; /* ends of open groups */
     std::vector<Chain> chains;
-    bool begun, fenced, cluster_arrived;
+    bool begun;               /* has waited for the kernels in front */
+    bool fenced, cluster_arrived;
     unsigned cluster_phase;
     size_t register_calls;
 };
@@ -117,12 +129,13 @@ extern std::vector<Block> blocks;
 extern int n_threads, n_warps, n_blocks; /* of a block, of a block, of a cluster */
 extern size_t shared_size;
 extern const char *kernel_name;
-extern bool abandoned, on_hopper;
+extern bool abandoned, on_hopper, launched_early;
 
 static inline Fiber *running() { return static_cast<Fiber *>(current); }
 void wait_as(State state);
 void expect_begun(const char *what);
 void wake(Fiber *f, State from);
+void await_front();           /* the kernels in front have ended */
 
 void hopper_begin();          /* a cluster; its blocks are prepared */
 bool hopper_idle();           /* nobody can go on: lets one asynchronous thing happen that somebody waits for; false: there is none */

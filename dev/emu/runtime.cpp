@@ -64,7 +64,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work, double seconds, st
 static double declared = -1; /* seconds of the next launch, or none */
 void declare_launches(double seconds) { declared = seconds > 0 ? seconds : -1; }
 
-void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream, std::function<void()> thread) {
+void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, bool early, cudaStream_t stream, std::function<void()> thread) {
     size_t threads = (size_t)block.x * block.y * block.z;
     if (threads == 0 || threads > MAX_THREADS || block.x > MAX_THREADS || block.y > MAX_THREADS || block.z > 64)
         return host_fault(name, "a block of %ux%ux%u threads; hardware takes 1 to 1024, z to 64", block.x, block.y, block.z);
@@ -74,8 +74,8 @@ void enqueue_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes
     if (shared_bytes > limit) return host_fault(name, "%zu bytes of dynamic shared memory; a block has at most %zu", shared_bytes, limit);
     if (cluster > MAX_CLUSTER || (cluster && grid.x % cluster))
         return host_fault(name, "clusters of %u blocks in a grid of %u along x; at most %d, and whole ones", cluster, grid.x, (int)MAX_CLUSTER);
-    if (declared < 0) return enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, cluster, thread); });
-    enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, cluster, thread); }, declared, []() {});
+    if (declared < 0) return enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, cluster, early, thread); });
+    enqueue(stream, [=]() { run_grid(name, grid, block, shared_bytes, cluster, early, thread); }, declared, []() {});
     declared = 0;
 }
 

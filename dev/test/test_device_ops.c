@@ -1,6 +1,7 @@
 /* Every op of the CUDA backend, on a GPU or emulated, in both compute types, against plain loops in double on the same (rounded) inputs, over the case list
  * of op_cases.h and the shapes below that only a GPU kernel finds hard. test_device_ops NAME runs the tests whose name holds NAME ("bf16 attention").
- * Bound: twice the error of the same loops in float, in bf16 with every intermediate tensor rounded, plus rounding (DESIGN.md, decision 13). */
+ * Bound: twice the error of the same loops in float, in bf16 with every intermediate tensor rounded, plus rounding (DESIGN.md, decision 13).
+ * Emulated, LLMC_TEST_SCHEDULES="reversed ahead:1 ...": each case runs once more under each of these schedules, and must give the same bits. */
 #include "backends.h"
 #include "op_cases.h"
 #include "ref_shape.h"
@@ -322,12 +323,46 @@ static void expect_step(const Call *ours, const Call *exact) {
              (double)t.grad_scale, t.skip, (long long)t.updates, t.loss_sum, t.sum_squares);
 }
 
+#ifdef LLMC_EMU
+bool emu_use_schedule(const char *text); /* of dev/emu */
+
+static void expect_same_bits(const Call *c, char *const *first, const char *schedule) {
+    for (int i = 0; i < c->n; i++) {
+        const Bound *bound = &c->bound[i];
+        size_t k = 0;
+        while (bound->o.p && k < bound->bytes && bound->after[k] == first[i][k]) k++;
+        if (bound->o.p && k < bound->bytes) complain("%s: under %s byte %zu of %zu of %s is another", c->title, schedule, k, bound->bytes, bound->o.name);
+    }
+}
+/* The call under each of the schedules, from the same content. */
+static void run_schedules(Call *c) {
+    char list[200], *first[OP_MAX_OPERANDS];
+    const char *wanted = getenv("LLMC_TEST_SCHEDULES");
+    snprintf(list, sizeof list, "%s", wanted ? wanted : "");
+    for (int i = 0; i < c->n; i++) first[i] = c->bound[i].after;
+    for (char *rest, *s = strtok_r(list, " ", &rest); s; s = strtok_r(NULL, " ", &rest)) {
+        CHECK(emu_use_schedule(s), "LLMC_TEST_SCHEDULES: no schedule \"%s\"", s);
+        for (int i = 0; i < c->n; i++) {
+            c->bound[i].after = xcalloc(c->bound[i].bytes, 1);
+            if (c->bound[i].block) upload_bound(c, &c->bound[i]);
+        }
+        call_run(c);
+        expect_same_bits(c, first, s);
+        for (int i = 0; i < c->n; i++) free(c->bound[i].after), c->bound[i].after = first[i];
+        CHECK(emu_use_schedule(""), "the default");
+    }
+}
+#else
+static void run_schedules(Call *c) { (void)c; }
+#endif
+
 static void run_step_case(const OpCase *k, Call *ours) {
     Call exact;
     call_create(&exact, cpu, k);
     call_fill(&exact, FILL_NAN, FILL_VALUES);
     same_content(&exact, ours);
     call_run(ours);
+    run_schedules(ours);
     call_run(&exact);
     expect_step(ours, &exact);
     call_destroy(&exact);
@@ -338,7 +373,7 @@ static void run_case(const OpCase *k) {
     call_create(&ours, gpu, k);
     call_fill(&ours, FILL_NAN, FILL_VALUES);
     if (k->op == OP_loss_sum || k->op == OP_sum_squares || k->op == OP_step_decide) run_step_case(k, &ours);
-    else call_run(&ours), expect_close(&ours);
+    else call_run(&ours), run_schedules(&ours), expect_close(&ours);
     call_destroy(&ours);
 }
 
@@ -357,6 +392,7 @@ static void run_growing(OpId op, size_t D) {
     same_content(&ours, &ours);
     same_content(&exact, &ours);
     call_run(&ours);
+    run_schedules(&ours);
     call_run(&exact);
     expect_close(&ours);
     const Bound *a = call_find(&ours, "saved"), *b = call_find(&exact, "saved");

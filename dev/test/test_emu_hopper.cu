@@ -1,9 +1,8 @@
 /* The emulator's twins of Hopper's instructions (llmc/cuda/hopper.cuh) against plain computations: products in every major-ness and swizzle, descriptors
  * as the manual's examples write them, copies through tensor maps against the published pattern, barriers, clusters; and what is a fault. A whole pipeline
  * and its planted bugs: test_planted. Plain C takes this file too, where there is no C++ compiler. */
-#include "test.h"
-#ifdef LLMC_EMU
 #include "dev/test/emu_kit.h"
+#ifdef LLMC_EMU
 #include "llmc/base/rng.h"
 #include "llmc/cuda/hopper.cuh"
 #include <time.h>
@@ -49,14 +48,14 @@ __global__ void product_kernel(float *out, const __grid_constant__ TensorMap a, 
     mbarrier_wait(barrier, 0);
     const uint64_t da = tile_descriptor<S, A>(shared_address(shared), rows_a), db = tile_descriptor<S, B>(shared_address(tile_b), rows_b);
     float d[R];
+    uint32_t f[K / 16][4];
     for (int i = 0; i < R; i++) d[i] = 1;
     wgmma_fence(d);
     for (unsigned k = 0; k < K; k += 16) {
         const uint64_t b_now = db + (tile_advance<S, B>(rows_b, k) >> 4);
         if constexpr (REGISTERS) {
-            uint32_t f[4];
-            for (int i = 0; i < 4; i++) memcpy(&f[i], plain_a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
-            wgmma_rs<B>(d, f, b_now, !anew || k);
+            for (int i = 0; i < 4; i++) memcpy(&f[k / 16][i], plain_a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
+            wgmma_rs<B>(d, f[k / 16], b_now, !anew || k);
         } else wgmma_ss<A, B>(d, da + (tile_advance<S, A>(rows_a, k) >> 4), b_now, !anew || k);
     }
     wgmma_commit();
@@ -253,17 +252,21 @@ __global__ void linear_kernel(float *out, const float *in, int *seen) {
         bulk_commit();
         seen[2] = isnan(out[5]);
         bulk_wait_read<0>();
+        seen[3] = isnan(out[5]);
+        bulk_wait<0>();
+        seen[4] = out[5] == 55;
     }
 }
 TEST(plain_bytes_late_and_early) {
     Device<float> in(64), out(64);
-    Device<int> seen(3);
+    Device<int> seen(5);
     for (int i = 0; i < 64; i++) in[(size_t)i] = (float)i;
     for (int early = 0; early < 2; early++) {
         emu::schedule.early = early;
         memset(out.p, 0xff, 256);
         run_hopper(1, 1, 32, 512 + 8, linear_kernel, out.p, (const float *)in.p, seen.p);
-        EXPECT(!faults.n && seen[0] == !early && seen[1] && seen[2] == !early && out[5] == 55 && out[63] == 63, "early %d: %d %d %d %s", early, seen[0], seen[1], seen[2], faults.text);
+        EXPECT(!faults.n && seen[0] == !early && seen[1] && seen[2] == !early && seen[3] == !early && seen[4] && out[63] == 63, "early %d: %d %d %d %d %d %s", early, seen[0], seen[1], seen[2],
+               seen[3], seen[4], faults.text);
     }
     emu::schedule.early = false;
 }
@@ -340,6 +343,41 @@ TEST(a_cluster_sends) {
     schedule_parse("", &emu::schedule);
 }
 
+/* Two blocks, launched early. Thread 0 of each copies x to y; `which` says what is done, and when. */
+__global__ void early_kernel(float *y, const float *x, int which) {
+    DYNAMIC_SHARED(float, shared);
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    shared[threadIdx.x] = which == 1 && threadIdx.x == 7 ? x[i] : 0; /* read too soon: NaN, whatever the schedule */
+    if (which == 2 && threadIdx.x == 7) y[i] = 1;
+    if (which == 3 && blockIdx.x == 1) return;
+    if (which == 4) return;
+    if (which != 5 || threadIdx.x == 0) begin_kernel();
+    __syncthreads();                           /* 5: one waits for all, who may then read and write */
+    if (which == 6) begin_kernel();            /* again */
+    y[i] = x[i] + shared[threadIdx.x];
+}
+TEST(launched_before_the_kernel_in_front_has_ended) {
+    const char *const expected[] = {"", "", "is written before begin_kernel()", "block 1,0,0 of a kernel that is launched early ends without",
+                                    "launched early ends without begin_kernel()", "", "a second time"};
+    Device<float> x(128), y(128);
+    for (const char *s : {"ascending", "reversed", "ahead:1", "behind:0", "in-turn,early", "apart"})
+        for (int which = 0; which < 7; which++) {
+            schedule_parse(s, &emu::schedule);
+            for (size_t i = 0; i < 128; i++) x[i] = (float)i, y[i] = -1;
+            faults.n = 0, faults.text[0] = 0;
+            early_launch = true;
+            launch_named(test_name, early_kernel, 1, dim3(2), dim3(64), 256, stream, y.p, (const float *)x.p, which);
+            cudaStreamSynchronize(stream);
+            early_launch = false;
+            EXPECT(faults.n == (*expected[which] != 0) && strstr(faults.text, expected[which]), "%s, %d: %d faults: %s", s, which, faults.n, faults.text);
+            if (faults.n) continue;
+            int wrong = 0, nan = 0;
+            for (size_t i = 0; i < 128; i++) wrong += !(y[i] == (float)i * (which == 1 && i % 64 == 7 ? 2 : 1)), nan += isnan(y[i]) || x[i] != (float)i;
+            EXPECT(wrong == (which == 1) && nan == (which == 1), "%s, %d: %d wrong, %d NaN", s, which, wrong, nan); /* of the block that ran first */
+        }
+    schedule_parse("", &emu::schedule);
+}
+
 /* ---- faults ---------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, int which) {
@@ -348,6 +386,7 @@ __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, 
     const bool first = threadIdx.x == 0;
     const uint64_t k = tile_descriptor<SWIZZLE_128, K_MAJOR>(shared_address(shared), 64);
     float d[4] = {0, 0, 0, 0};
+    uint32_t f[4] = {0, 0, 0, 0};
     if (first) mbarrier_init(barrier, 1);
     __syncthreads();
     if (first && which == 0) mbarrier_wait(other, 0);
@@ -380,6 +419,7 @@ __global__ void bad_kernel(const __grid_constant__ TensorMap map, elem *global, 
     if (which == 27 && first) named_arrive(2, 32);
     if (which == 28 && first) mbarrier_arrive_expect(barrier, 1 << 20);
     if (which == 29) wgmma_fence(d), wgmma_ss<K_MAJOR, K_MAJOR>(d, k | 1ull << 49, k, false);
+    if (which == 30) wgmma_fence(d), wgmma_rs<K_MAJOR>(d, f, k, false), wgmma_commit(), f[3] = 1, wgmma_wait<0>(d);
 }
 TEST(what_hardware_would_refuse) {
     const char *const expected[] = {"no mbarrier was initialised at byte 16392", "mbarrier_init: twice", "was written over", "more arrivals than the 1",
@@ -388,7 +428,8 @@ TEST(what_hardware_would_refuse) {
                                     "the threads of a warpgroup are at different ones", "not at the pattern of a swizzle", "leave the span of 128", "wgmma_wait before wgmma_commit",
                                     "1 wgmma not waited for", "register 2 of the sums was written before", "wgmma_wait, until all its warpgroup has issued", "no fence_proxy_async followed",
                                     "setmaxnreg: 20 registers", "not all threads of a warpgroup came", "named barrier 1, 40 of 96 came", "others came to it with", "barrier 0; 1 to 15",
-                                    "cluster_wait without", "between cluster_arrive and", "block 1 of a cluster of 1", "named barrier 2: 1 of 32 threads came", "at most 2^20 - 1", "base offset 1"};
+                                    "cluster_wait without", "between cluster_arrive and", "block 1 of a cluster of 1", "named barrier 2: 1 of 32 threads came", "at most 2^20 - 1", "base offset 1",
+                                    "register 3 of A was written"};
     Device<elem> x(64 * 64);
     const TensorMap map = matrix_map(x.p, 64, 64, SWIZZLE_128);
     for (int i = 0; i < (int)(sizeof expected / sizeof *expected); i++) {
@@ -419,7 +460,7 @@ __global__ void begins_kernel(float *out, const __grid_constant__ TensorMap map,
     }
 }
 TEST(memory_after_begin_kernel) {
-    const char *const expected[] = {NULL, "tma_load before begin_kernel()", "tma_store before", "bulk_store before", "the end before"};
+    const char *const expected[] = {NULL, "tma_load before", "tma_store before", "bulk_store before", "the end before"};
     Device<elem> x(64 * 64);
     emu::must_begin = true;
     for (int where = 0; where < 5; where++) {
@@ -457,7 +498,6 @@ TEST(speed) {
 }
 
 static void run_all() {
-    kit_start();
     RUN(wgmma_is_the_product);
     RUN(descriptors_as_in_the_manual);
     RUN(groups_of_wgmma_end_in_order);
@@ -466,24 +506,11 @@ static void run_all() {
     RUN(plain_bytes_late_and_early);
     RUN(rings_of_barriers);
     RUN(a_cluster_sends);
+    RUN(launched_before_the_kernel_in_front_has_ended);
     RUN(what_hardware_would_refuse);
     RUN(memory_after_begin_kernel);
     RUN(speed);
-    kit_end();
 }
 
 } /* namespace */
-
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    LLMC_NS::run_all();
-    return test_done();
-}
-#else
-TEST(hopper) { SKIP("no C++ compiler in this build"); }
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    RUN(hopper);
-    return test_done();
-}
 #endif

@@ -1,8 +1,7 @@
 /* Our products for Hopper (llmc/cuda/matmul_hopper.cu): the very kernels, on the emulator, against sums in double; every variant, ragged shapes, epilogues,
  * parts of k, schedules. What choosing them does: test_matmul. Plain C takes this file too, where there is no C++ compiler. */
-#include "test.h"
-#ifdef LLMC_EMU
 #include "dev/test/emu_kit.h"
+#ifdef LLMC_EMU
 #include "llmc/base/rng.h"
 #include "llmc/cuda/backend.cuh"
 #include <vector>
@@ -197,28 +196,13 @@ TEST(what_it_does_not_take) {
 }
 
 static void run_all() {
-    kit_start();
     cuda.stream = stream, cuda.sm_count = 4, cuda.capability = 90, cuda.options.own_products = OWN_ON, cuda.recording = -1;
     RUN(every_variant_and_ragged_shapes);
     RUN(whole_and_odd_shapes);
     RUN(parts_of_k);
     RUN(the_same_bits_twice_and_in_all_schedules);
     RUN(what_it_does_not_take);
-    kit_end();
 }
 
 } /* namespace */
-
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    LLMC_NS::run_all();
-    return test_done();
-}
-#else
-TEST(matmul_hopper) { SKIP("no C++ compiler in this build"); }
-int main(int argc, char **argv) {
-    test_start(argc, argv);
-    RUN(matmul_hopper);
-    return test_done();
-}
 #endif

@@ -16,8 +16,9 @@
  *   D: d[4 j + i]: row 16 w + g + 8 (i / 2), column 8 j + 2 t + i % 2.   A in registers: a[i]: row 16 w + g + 8 (i % 2), k 2 t + 8 (i / 2) and the one after.
  *   wgmma_fence -> wgmma_... -> wgmma_commit -> wgmma_wait<N>: at most N groups are open still. wgmma_fence is due before the first wgmma on sums and
  *   whenever threads have touched registers of sums or of A; the next wgmma on the same sums needs none. Until the wait, no access to the sums
- *   or to registers of A, and none to shared memory that would change an operand. Shared memory that threads wrote: fence_proxy_async by
- *   each writer, then a barrier, before the wgmma. After a thread's wait the operands are free: all four warps' part is done.
+ *   or to registers of A (their array is declared where it outlives the wait: the emulator looks at it there), and none to shared memory that would
+ *   change an operand. Shared memory that threads wrote: fence_proxy_async by each writer, then a barrier, before the wgmma. After a thread's wait the
+ *   operands are free: all four warps' part is done.
  * Descriptor (9.7.15.5.1.2.2): bits 0-13 start / 16, 16-29 LBO / 16, 32-45 SBO / 16, 49-51 base offset (0: tiles begin at their pattern), 62-63 swizzle.
  *   K-major (rows are M or N, k runs along them): SBO from 8 rows to the next 8; LBO unused, without swizzle from 8 of k to the next 8.
  *   MN-major (rows are k): LBO from panel to panel, SBO from 8 k to the next 8; without swizzle the other way round. */

@@ -174,7 +174,7 @@ template <class... P, class... A>
 void launch_named(const char *name, void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
     CHECK(cluster <= 8 && (!cluster || grid.x % cluster == 0), "%s: clusters of %u in a grid of %u along x", name, cluster, grid.x);
 #ifdef LLMC_EMU
-    emu::launch(name, kernel, grid, block, shared_bytes, cluster, stream, static_cast<P>(args)...);
+    emu::launch(name, kernel, grid, block, shared_bytes, cluster, early_launch, stream, static_cast<P>(args)...);
 #else
     launch_prepare((const void *)kernel, name, shared_bytes);
     cudaLaunchAttribute attributes[2] = {};

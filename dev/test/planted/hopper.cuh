@@ -2,7 +2,8 @@
  * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
 namespace hopper {
 enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
-           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC };
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT, NO_BEGIN, COPIES_BEFORE,
+           STORES_BEFORE, READS_BEFORE };
 enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
 enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
 
@@ -15,12 +16,14 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
     unsigned char *out = shared + STAGES * STAGE_BYTES;
     uint64_t *full = (uint64_t *)(void *)(out + OUT_BYTES), *empty = full + STAGES;
     const int group = threadIdx.x / 128, row = (int)blockIdx.x * BM, column = (int)blockIdx.y * BN;
+    const bool waits = BUG != NO_BEGIN && (BUG != COPIES_BEFORE || group) && (BUG != STORES_BEFORE || !group);
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) mbarrier_init(&full[s], 1), mbarrier_init(&empty[s], 2 * C);
         fence_mbarrier_init();
     }
     if (C > 1) cluster_arrive(), cluster_wait();
     else __syncthreads();
+    if (waits) begin_kernel();
     if (group == 0) {
         registers_fewer<40>();
         if (threadIdx.x == 0)
@@ -77,18 +80,79 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
     if (C > 1) cluster_arrive(), cluster_wait(); /* the other blocks' last arrivals and copies */
 }
 
+/* y = x by way of a stage, and d = 2 x by way of a buffer of its own, tiles of 32 rows of 64: warp 0 brings them, warp 1 sends them on. Two groups of copies a
+ * tile, of which one is still open while the other's buffer is used again.  Bugs: the buffer is written, or the stage given back, while a copy may read it; another
+ * thread waits than the one that issued; the stage is given back before the wait. */
+enum { RELAY_ROWS = 32, RELAY_BYTES = RELAY_ROWS * 128, RELAY_SHARED = 2 * RELAY_BYTES + 16 };
+template <Bug BUG> __global__ void relay_kernel(const __grid_constant__ TensorMap y, elem *d, const __grid_constant__ TensorMap x, int tiles) {
+    DYNAMIC_SHARED(unsigned char, stage);
+    const elem *from = (const elem *)(const void *)stage;
+    elem *out = (elem *)(void *)(stage + RELAY_BYTES);
+    uint64_t *full = (uint64_t *)(void *)(stage + 2 * RELAY_BYTES), *empty = full + 1;
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) mbarrier_init(full, 1), mbarrier_init(empty, 1), fence_mbarrier_init();
+    __syncthreads();
+    for (int i = 0; i < tiles; i++) {
+        if (threadIdx.x < 32) {
+            if (lane) continue;
+            mbarrier_wait(empty, (i & 1) ^ 1);
+            mbarrier_arrive_expect(full, RELAY_BYTES);
+            tma_load(stage, x, full, 0, i * RELAY_ROWS);
+            continue;
+        }
+        mbarrier_wait(full, i & 1);
+        if (lane == 0) tma_store(y, stage, 0, i * RELAY_ROWS), bulk_commit();
+        if (lane == 0 && BUG != WRITTEN_OVER) bulk_wait_read<1>();
+        __syncwarp();
+        for (int k = lane; k < RELAY_BYTES / 2; k += 32) out[k] = to_elem(2 * to_float(from[k]));
+        fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) bulk_store(d + i * RELAY_BYTES / 2, out, RELAY_BYTES), bulk_commit();
+        if (lane == 0 && BUG == LATE_WAIT) mbarrier_arrive(empty);
+        if (lane == (BUG == OTHER_THREAD)) bulk_wait_read<BUG == LOADED_OVER ? 2 : 1>();
+        __syncwarp();
+        if (lane == 0 && BUG != LATE_WAIT) mbarrier_arrive(empty);
+    }
+    if (threadIdx.x == 32) bulk_wait_read<0>();
+}
+
 /* out[i] = sum over the blocks of its cluster of x, in the order of ranks.  Bugs: no barrier of the cluster before the others' memory is read, or after the
- * second time it was written, or before a block ends. */
+ * second time it was written, or before a block ends; x is read before the kernel in front has ended. */
 template <Bug BUG> __global__ void cluster_sum_kernel(float *out, const float *x, int blocks) {
     DYNAMIC_SHARED(float, mine);
+    const float before = BUG == READS_BEFORE ? x[blockIdx.x * blockDim.x + threadIdx.x] : 0;
+    begin_kernel();
     for (int again = 0; again < 2; again++) {
-        mine[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x] * (float)(1 + again);
+        mine[threadIdx.x] = (BUG == READS_BEFORE ? before : x[blockIdx.x * blockDim.x + threadIdx.x]) * (float)(1 + again);
         if (again ? BUG != NO_SECOND_SYNC : BUG != NO_MAP_SYNC) cluster_arrive(), cluster_wait();
         float sum = 0;
         for (int r = 0; r < blocks; r++) sum += cluster_load(mine + threadIdx.x, (unsigned)r);
         if (BUG != LEAVES || !again) cluster_arrive(), cluster_wait();
         out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
     }
+}
+
+enum { FRAGMENTS_K = 80 };
+/* out (64, 8) = a (64, K) times ones, from fragments in registers, two in turn: one is loaded while the other is multiplied.  Bug: both may be multiplied still. */
+template <Bug BUG> __global__ void fragments_kernel(float *out, const elem *a) {
+    enum { K = FRAGMENTS_K };
+    DYNAMIC_SHARED(elem, ones);
+    const int lane = threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+    ones[threadIdx.x] = to_elem(1);
+    fence_proxy_async();
+    __syncthreads();
+    const uint64_t b = tile_descriptor<SWIZZLE_NONE, K_MAJOR>(shared_address(ones), 8);
+    uint32_t f[2][4];
+    float sum[4];
+    UNROLL for (int k = 0; k < K; k += 16) {
+        UNROLL for (int i = 0; i < 4; i++) memcpy(&f[k / 16 % 2][i], a + (row + i % 2 * 8) * K + k + column + i / 2 * 8, 4);
+        wgmma_fence(sum);
+        wgmma_rs<K_MAJOR>(sum, f[k / 16 % 2], b, k > 0);
+        wgmma_commit();
+        wgmma_wait<BUG == FRAGMENT ? 2 : 1>();
+    }
+    wgmma_wait<0>(sum);
+    for (int i = 0; i < 4; i++) out[(row + i / 2 * 8) * 8 + column + i % 2] = sum[i];
 }
 
 #ifdef LLMC_EMU
@@ -106,8 +170,10 @@ template <Bug BUG, int C> static void gemm(Outcome *o) {
     for (int i = 0; i < N * K; i++) b[i] = to_elem((float)((i * 5 + i / K) % 5 - 2));
     const TensorMap to = map_of(d.p, M, N, 64, BN, SWIZZLE_128), from_a = map_of(a.p, M, K, BM, BK, SWIZZLE_128), from_b = map_of(b.p, N, K, BN / C, BK, SWIZZLE_128);
     faults.n = 0;
+    early_launch = true;
     launch_named(test_name, gemm_kernel<BUG, C>, C, dim3(2, 2), dim3(GEMM_THREADS), GEMM_SHARED, stream, to, from_a, from_b, (K + BK - 1) / BK);
     cudaStreamSynchronize(stream);
+    early_launch = false;
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
     for (int m = 0; m < M && !faults.n; m++)
@@ -119,13 +185,43 @@ template <Bug BUG, int C> static void gemm(Outcome *o) {
 }
 template <Bug BUG> static void gemm1(Outcome *o) { gemm<BUG, 1>(o); }
 template <Bug BUG> static void gemm2(Outcome *o) { gemm<BUG, 2>(o); }
+template <Bug BUG> static void relay(Outcome *o) {
+    enum { TILES = 5, N = TILES * RELAY_BYTES / 2 };
+    Device<elem> x(N), y(N), d(N);
+    for (int i = 0; i < N; i++) x[i] = to_elem((float)(i % 251 - 125));
+    const TensorMap from = map_of(x.p, TILES * RELAY_ROWS, 64, RELAY_ROWS, 64, SWIZZLE_NONE), to = map_of(y.p, TILES * RELAY_ROWS, 64, RELAY_ROWS, 64, SWIZZLE_NONE);
+    faults.n = 0;
+    launch_named(test_name, relay_kernel<BUG>, 1, dim3(1), dim3(64), RELAY_SHARED, stream, to, d.p, from, (int)TILES);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int i = 0; i < N && !faults.n; i++) compare(o, to_float(y[i]), (double)to_float(x[i]), 0), compare(o, to_float(d[i]), 2 * (double)to_float(x[i]), 0);
+}
+template <Bug BUG> static void fragments(Outcome *o) {
+    enum { K = FRAGMENTS_K };
+    Device<elem> a(64 * K);
+    Device<float> out(64 * 8);
+    for (int i = 0; i < 64 * K; i++) a[i] = to_elem((float)(i * 7 % 13 - 6));
+    faults.n = 0;
+    launch_named(test_name, fragments_kernel<BUG>, 1, dim3(1), dim3(128), 256, stream, out.p, (const elem *)a.p);
+    cudaStreamSynchronize(stream);
+    o->faults = faults.n;
+    if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
+    for (int m = 0; m < 64 && !faults.n; m++) {
+        float sum = 0;
+        for (int k = 0; k < K; k++) sum += to_float(a[m * K + k]);
+        for (int n = 0; n < 8; n++) compare(o, out[m * 8 + n], (double)sum, 0);
+    }
+}
 template <Bug BUG> static void cluster_sum(Outcome *o) {
     enum { BLOCKS = 8, CLUSTER = 4, THREADS = 64 };
     Device<float> x(BLOCKS * THREADS), out(BLOCKS * THREADS);
     fill(x.p, BLOCKS * THREADS, 9);
     faults.n = 0;
+    early_launch = true;
     launch_named(test_name, cluster_sum_kernel<BUG>, CLUSTER, dim3(BLOCKS), dim3(THREADS), THREADS * sizeof(float), stream, out.p, (const float *)x.p, (int)CLUSTER);
     cudaStreamSynchronize(stream);
+    early_launch = false;
     o->faults = faults.n;
     if (faults.n) snprintf(o->why, sizeof o->why, "a fault: %s", faults.text);
     for (int i = 0; i < BLOCKS * THREADS && !faults.n; i++) {
