@@ -58,7 +58,7 @@ static void switch_context(Context *save, Context *to) { llmc_emu_switch(save, *
 
 Thread *current;
 dim3 block_size, grid_size;
-Schedule schedule = {ASCENDING, 0, false, false};
+Schedule schedule = {ASCENDING, 0, false, false, false};
 void (*on_fault)(const char *message);
 
 std::vector<Fiber> fibers;
@@ -543,7 +543,7 @@ uint64_t launches() { return n_launches; }
 uint64_t switches() { return n_switches; }
 
 bool schedule_parse(const char *text, Schedule *s) {
-    Schedule found = {ASCENDING, 0, false, false};
+    Schedule found = {ASCENDING, 0, false, false, false};
     while (*text) {
         size_t n = strcspn(text, ",");
         std::string word(text, n);
@@ -554,6 +554,7 @@ bool schedule_parse(const char *text, Schedule *s) {
         else if (word == "in-turn") found.order = IN_TURN;
         else if (word == "apart") found.apart = true;
         else if (word == "early") found.early = true;
+        else if (word == "newest") found.newest = true;
         else if (word.rfind("ahead:", 0) == 0 || word.rfind("behind:", 0) == 0) {
             const char *digits = word.c_str() + word.find(':') + 1;
             found.order = word[0] == 'a' ? AHEAD : BEHIND;
@@ -567,7 +568,7 @@ bool schedule_parse(const char *text, Schedule *s) {
 static bool read_schedule() {
     const char *s = getenv("LLMC_EMU_SCHEDULE");
     if (!s || schedule_parse(s, &schedule)) return true;
-    fprintf(stderr, "LLMC_EMU_SCHEDULE: found \"%s\", expected ascending, reversed, ahead:K, behind:K or in-turn, and apart, early; commas between\n",
+    fprintf(stderr, "LLMC_EMU_SCHEDULE: found \"%s\", expected ascending, reversed, ahead:K, behind:K or in-turn, and apart, early, newest; commas between\n",
             s);
     exit(2);
 }

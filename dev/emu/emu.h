@@ -189,8 +189,9 @@ struct Schedule {
     int warp;                 /* of AHEAD and BEHIND, modulo the block's warps */
     bool apart;               /* no block sees what another of its launch wrote; two that write one place are a fault. Slow: copies all memory */
     bool early;               /* asynchronous copies arrive at once instead of when they are waited for */
+    bool newest;              /* of Hopper's copies that are waited for the newest arrives first, and products are done before any */
 };
-/* From LLMC_EMU_SCHEDULE = ascending | reversed | ahead:K | behind:K | in-turn, with ",apart" and ",early" if wanted; default ascending. */
+/* From LLMC_EMU_SCHEDULE = ascending | reversed | ahead:K | behind:K | in-turn, with ",apart", ",early" and ",newest" if wanted; default ascending. */
 extern Schedule schedule;
 bool schedule_parse(const char *text, Schedule *s); /* false: not understood. For C: bool emu_use_schedule(const char *text) */
 

@@ -1,7 +1,8 @@
 /* Hopper's own instructions, after the PTX ISA manual (sections mbarrier, cp.async.bulk, wgmma, barrier.cluster, setmaxnreg).
  * When: whatever is asynchronous happens as late as may be, when no thread can go on and somebody waits for it: copies to shared memory one at a
  * time, oldest first, then products, then reads of copies to global memory, whose writes come when their thread waits for them or at the block's end. With
- * schedule.early copies are done at once, products still late: the order in which a buffer that is released too soon is overwritten before it is read.
+ * schedule.early copies are done at once, products still late: the order in which a buffer that is released too soon is overwritten before it is read. With
+ * schedule.newest products come first and of the copies the newest: hardware promises no order among copies.
  * Faults: an mbarrier not initialised, written over, with more arrivals or bytes than it expects, or with bytes missing at the end; unaligned or
  * too large boxes, tiles not aligned to their swizzle's pattern; what a descriptor cannot say; warps of a warpgroup in different wgmma; registers
  * of sums touched, or of A changed, while products are under way (an array of A's is looked at in the wait, so it must not end before); wgmma
@@ -591,8 +592,9 @@ void hopper_begin() {
 }
 
 bool hopper_idle() {
-    for (size_t i = 0; i < arrivals.size(); i++)
-        for (size_t k = 0; k < (size_t)(n_blocks * n_threads); k++)
+    if (schedule.newest && multiply_one()) return true;
+    for (size_t n = arrivals.size(), j = 0; j < n; j++)
+        for (size_t k = 0, i = schedule.newest ? n - 1 - j : j; k < (size_t)(n_blocks * n_threads); k++)
             if (fibers[k].state == AT_MBARRIER && fibers[k].waits_for == arrivals[i].barrier) {
                 Arrival a = std::move(arrivals[i]);
                 arrivals.erase(arrivals.begin() + (long)i);

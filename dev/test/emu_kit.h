@@ -37,7 +37,7 @@ template <class... P, class... A> void run(size_t shared_bytes, unsigned blocks,
 
 int main(int argc, char **argv) {
     test_start(argc, argv);
-    emu::schedule = emu::Schedule{emu::ASCENDING, 0, false, false}; /* the tests set their own */
+    emu::schedule = emu::Schedule{emu::ASCENDING, 0, false, false, false}; /* the tests set their own */
     emu::on_fault = LLMC_NS::note_fault;
     cudaStreamCreateWithFlags(&LLMC_NS::stream, cudaStreamNonBlocking);
     LLMC_NS::run_all();

@@ -444,7 +444,7 @@ TEST(schedules_change_the_order) {
         run(0, 2, 96, turns_kernel, turns.p, count.p);
         for (int i = 0; i < 2 * 3 * STEPS; i++) EXPECT(turns[i] == rows[r].turns[i], "%s: turn %d is %d's", rows[r].schedule, i, turns[i]);
     }
-    emu::schedule = Schedule{ASCENDING, 0, false, false};
+    emu::schedule = Schedule{ASCENDING, 0, false, false, false};
     for (const char *bad : {"up", "ahead", "ahead:", "ahead:x", "behind:-1", "reversed;early"}) {
         Schedule s;
         EXPECT(!schedule_parse(bad, &s), "%s is understood", bad);

@@ -8,7 +8,7 @@ passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 # As many at a time as there are cores, two at least: "apart" takes as long as four others.
-others=(reversed ahead:1 "ahead:0,early" behind:0 "in-turn,early")
+others=("reversed,newest" ahead:1 "ahead:0,early" "behind:0,newest" "in-turn,early")
 processes=$(($(nproc) > 6 ? 5 : $(nproc) > 2 ? $(nproc) - 1 : 1))
 groups=(apart)
 for i in "${!others[@]}"; do groups[1 + i % processes]+="${groups[1 + i % processes]:+ }${others[i]}"; done

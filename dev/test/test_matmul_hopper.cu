@@ -159,7 +159,7 @@ TEST(the_same_bits_twice_and_in_all_schedules) {
     for (const Case &t : cases) {
         Result first, next;
         run_case(t, &first, false);
-        for (const char *s : {"ascending", "reversed", "ahead:1", "behind:0", "behind:4", "in-turn", "early", "reversed,early", "apart,early"}) {
+        for (const char *s : {"ascending", "reversed", "ahead:1", "behind:0", "behind:4,newest", "newest", "reversed,newest", "in-turn", "early", "reversed,early", "apart,early"}) {
             schedule_parse(s, &emu::schedule);
             run_case(t, &next, false);
             EXPECT(same_bits(first, next), "tile %d, epilogue %d: %s gives other bits", t.tile, t.epilogue, s);

@@ -42,8 +42,8 @@ template <class... P, class... A> static void launch(Outcome *o, dim3 grid, unsi
 #include "planted/attention.cuh"
 #include "planted/hopper.cuh"
 
-static const char *const schedules[] = {"ascending", "reversed",      "ahead:0",        "ahead:2", "behind:0",
-                                        "behind:3",  "in-turn",       "ahead:0,early",  "in-turn,early", "apart"};
+static const char *const schedules[] = {"ascending", "reversed", "ahead:0", "ahead:2,newest", "behind:0", "behind:3,newest", "in-turn",
+                                             "ahead:0,early",  "in-turn,early", "apart"};
 enum { N_SCHEDULES = sizeof schedules / sizeof *schedules };
 
 static const struct Planted {
@@ -80,8 +80,8 @@ static const struct Planted {
     ATTENTION("output_not_rescaled", NO_RESCALE, "RRRRRRRRRR"),
     ATTENTION("missing_cp_async_wait", NO_WAIT, "RRRRRRR..R"),
     ATTENTION("stage_loaded_while_it_is_read", NO_REUSE_BARRIER, ".......R.."),
-    HOPPER("hopper_buffer_released_too_soon", gemm1, EARLY_RELEASE, "RRRRRRRFRR"),
-    HOPPER("hopper_buffer_of_a_cluster_released_too_soon", gemm2, EARLY_RELEASE, "RRRRRRRFRR"),
+    HOPPER("hopper_buffer_released_too_soon", gemm1, EARLY_RELEASE, "RRR.R.RFRR"),
+    HOPPER("hopper_buffer_of_a_cluster_released_too_soon", gemm2, EARLY_RELEASE, "RRR.R.RFRR"),
     HOPPER("hopper_wrong_parity", gemm1, PARITY, "FFFFFFFFFF"),
     HOPPER("hopper_missing_full_wait", gemm1, NO_FULL_WAIT, "FFFFFFFRRF"),
     HOPPER("hopper_missing_wgmma_wait", gemm1, NO_WAIT, "RRRRRRRFRR"),
@@ -96,6 +96,7 @@ static const struct Planted {
     HOPPER("hopper_read_wait_of_another_thread", relay, OTHER_THREAD, "FFFFFFFFFF"),
     HOPPER("hopper_read_wait_after_the_release", relay, LATE_WAIT, "FFFFFFF..F"),
     HOPPER("hopper_fragment_written_while_it_is_multiplied", fragments, FRAGMENT, "FFFFFFFFFF"),
+    HOPPER("hopper_stage_left_out_and_not_waited_for", gemm1, LEFT_OUT, "...F.F...."),
     HOPPER("hopper_too_many_registers", gemm1, REGISTERS, "FFFFFFFFFF"),
     HOPPER("hopper_consumer_that_never_arrives", gemm2, ONE_WARPGROUP_LESS, "FFFFFFFFFF"),
     HOPPER("hopper_missing_cluster_barrier", cluster_sum, NO_MAP_SYNC, "FFFFFFFFFF"),

@@ -2,7 +2,7 @@
  * memory. nvcc takes this file too (dev/test/test_hopper_build.sh). `bug` picks a planted bug, NONE the right kernel. */
 namespace hopper {
 enum Bug { NONE, EARLY_RELEASE, PARITY, NO_FULL_WAIT, NO_WAIT, NO_FENCE, FEWER_BYTES, MORE_BYTES, STRIDE, NO_PROXY_FENCE, NO_READ_WAIT, REGISTERS, ONE_WARPGROUP_LESS,
-           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT, NO_BEGIN, COPIES_BEFORE,
+           NO_MAP_SYNC, LEAVES, NO_SECOND_SYNC, WRITTEN_OVER, LOADED_OVER, OTHER_THREAD, LATE_WAIT, FRAGMENT, LEFT_OUT, NO_BEGIN, COPIES_BEFORE,
            STORES_BEFORE, READS_BEFORE };
 enum { BM = 128, BN = 64, BK = 64, STAGES = 2, GEMM_THREADS = 384, A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES };
 enum { OUT_BYTES = BM * BN * 2, GEMM_SHARED = STAGES * STAGE_BYTES + OUT_BYTES + 64 };
@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
                 mbarrier_wait(&empty[s], BUG == PARITY ? i / STAGES & 1 : (i / STAGES & 1) ^ 1);
                 mbarrier_arrive_expect(&full[s], BUG == FEWER_BYTES ? STAGE_BYTES - 16 : BUG == MORE_BYTES ? STAGE_BYTES + 16 : STAGE_BYTES);
                 tma_load(stage, a, &full[s], i * BK, row);
+                if (BUG == LEFT_OUT && i == 0) mbarrier_arrive(&empty[s]); /* for the warpgroup that leaves it out */
                 if (C == 1) tma_load(stage + A_BYTES, b, &full[s], i * BK, column);
                 else {
                     const unsigned r = cluster_rank(), rows = BN / C;
@@ -45,7 +46,8 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
         registers_more<BUG == REGISTERS ? 240 : 232>();
         const int mine = group - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         float sum[BN / 2];
-        for (int i = 0; i < steps; i++) {
+        const int first = BUG == LEFT_OUT && mine; /* of step 0 its rows are zeros */
+        for (int i = first; i < steps; i++) {
             const int s = i % STAGES;
             const uint32_t stage = shared_address(shared + s * STAGE_BYTES);
             uint64_t da = tile_descriptor<SWIZZLE_128, K_MAJOR>(stage, BM) + (tile_advance<SWIZZLE_128, K_MAJOR>(BM, 0, 64 * mine) >> 4);
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1)
             if (BUG != NO_FENCE) wgmma_fence(sum);
             UNROLL for (int k = 0; k < BK; k += 16) {
                 const unsigned on = tile_advance<SWIZZLE_128, K_MAJOR>(BM, k) >> 4;
-                wgmma_ss<K_MAJOR, K_MAJOR>(sum, da + on, db + on, i + k > 0);
+                wgmma_ss<K_MAJOR, K_MAJOR>(sum, da + on, db + on, i > first || k > 0);
             }
             wgmma_commit();
             if (BUG != EARLY_RELEASE && BUG != NO_WAIT) wgmma_wait<0>(sum);
@@ -166,7 +168,7 @@ static TensorMap map_of(const elem *p, size_t rows, size_t columns, unsigned box
 template <Bug BUG, int C> static void gemm(Outcome *o) {
     enum { M = 2 * BM - 40, N = 72, K = 232 };
     Device<elem> a(M * K), b(N * K), d(M * N);
-    for (int i = 0; i < M * K; i++) a[i] = to_elem((float)((i * 7 + i / K * 3) % 9 - 4));
+    for (int i = 0; i < M * K; i++) a[i] = to_elem(i / K % BM >= 64 && i % K < BK ? 0.0f : (float)((i * 7 + i / K * 3) % 9 - 4));
     for (int i = 0; i < N * K; i++) b[i] = to_elem((float)((i * 5 + i / K) % 5 - 2));
     const TensorMap to = map_of(d.p, M, N, 64, BN, SWIZZLE_128), from_a = map_of(a.p, M, K, BM, BK, SWIZZLE_128), from_b = map_of(b.p, N, K, BN / C, BK, SWIZZLE_128);
     faults.n = 0;
