@@ -137,6 +137,7 @@ def main():
     o = parser.parse_args()
     if o.device == "cuda" and not torch.cuda.is_available():
         sys.exit("curve_pytorch: PyTorch sees no GPU here")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32, as ours
     if o.threads:
         torch.set_num_threads(o.threads)
     with open(os.path.join(o.init, "config.json"), encoding="utf-8") as f:
