@@ -52,7 +52,7 @@ left() { awk -v n="$seconds" -v used=$SECONDS 'BEGIN {print n - used}'; }
 words=()
 if [ ${#texts[@]} -gt 0 ]; then words=("${texts[@]##*/}")
 else
-    for f in ../shared/data/*.txt shared/data/*.txt; do if [ -f "$f" ]; then texts+=("$f") words+=("${f##*/}"); fi; done
+    for f in ../shared/data/*.txt shared/data/*.txt; do if [ -f "$f" ] && [[ $f != *merges.txt ]]; then texts+=("$f") words+=("${f##*/}"); fi; done
     room=$((most_text - $(cat /dev/null "${texts[@]}" | wc -c)))
     mapfile -t files < <(find "$torch" -name '*.py' -printf '%s %p\n' | LC_ALL=C sort -k 2 | awk -v room=$room '(sum += $1) <= room {sub(/^[0-9]+ /, ""); print}')
     texts+=("${files[@]}") words+=("${#files[@]} Python files of PyTorch")
