@@ -55,7 +55,7 @@ else
     for f in ../shared/data/*.txt shared/data/*.txt; do if [ -f "$f" ] && [[ $f != *merges.txt ]]; then texts+=("$f") words+=("${f##*/}"); fi; done
     room=$((most_text - $(cat /dev/null "${texts[@]}" | wc -c)))
     mapfile -t files < <(find "$torch" -name '*.py' -printf '%s %p\n' | LC_ALL=C sort -k 2 | awk -v room=$room '(sum += $1) <= room {sub(/^[0-9]+ /, ""); print}')
-    texts+=("${files[@]}") words+=("${#files[@]} Python files of PyTorch")
+    if [ ${#files[@]} -gt 0 ]; then texts+=("${files[@]}") words+=("${#files[@]} Python files of PyTorch"); fi
 fi
 tokenizer=$work/tokenizer
 for folder in ../shared/data shared/data; do
