@@ -93,8 +93,9 @@ def train(model, masters, batches, order, vocabulary, o):
     params = list(model.parameters())
     apart = params[0] is not masters[0]
     groups = [{"params": [w for w in masters if w.dim() == dim], "weight_decay": decay} for dim, decay in ((2, o.weight_decay), (1, 0.0))]
-    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=o.device == "cuda")
-    mask = torch.full((o.seq_len, o.seq_len), float("-inf"), device=o.device).triu(1)
+    fused = {"fused": True} if o.device == "cuda" else {}  # PyTorch 1 has no such argument
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, **fused)
+    mask = torch.full((o.seq_len, o.seq_len), float("-inf"), device=o.device, dtype=params[0].dtype).triu(1)
     generator = torch.Generator().manual_seed(order)
     started = time.monotonic()
     for step in range(o.steps):
@@ -102,21 +103,22 @@ def train(model, masters, batches, order, vocabulary, o):
         samples = samples.to(o.device, torch.int64)
         if apart:
             with torch.no_grad():
-                torch._foreach_copy_(params, masters)
+                for p, w in zip(params, masters):
+                    p.copy_(w)
         sums, loss = [torch.zeros_like(w) for w in masters], torch.zeros((), device=o.device)
         for micro in samples.split(o.batch):
             part = mean_loss(model, micro, mask, vocabulary) * (len(micro) / o.samples)
             torch._foreach_add_(sums, list(torch.autograd.grad(part, params)))
             loss += part.detach()
         # In float64: many squares added up in float32 come out too small, in every order alike.
-        norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in sums]).norm()
-        torch._foreach_mul_(sums, torch.clamp(o.grad_clip / norm, max=1.0).float())
+        norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in sums]).norm().item()
+        torch._foreach_mul_(sums, min(1.0, o.grad_clip / norm))
         for w, g in zip(masters, sums):
             w.grad = g
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(o, step)
         optimizer.step()
-        yield loss.item(), norm.item()
+        yield loss.item(), norm
         if o.seconds and time.monotonic() - started > o.seconds:
             return
 
@@ -137,7 +139,8 @@ def main():
     o = parser.parse_args()
     if o.device == "cuda" and not torch.cuda.is_available():
         sys.exit("curve_pytorch: PyTorch sees no GPU here")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32, as ours
+    if o.device == "cuda":
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32, as ours
     if o.threads:
         torch.set_num_threads(o.threads)
     with open(os.path.join(o.init, "config.json"), encoding="utf-8") as f:

@@ -41,8 +41,11 @@ esac
 if [ "$device" = cpu ]; then default dtype fp32; else default dtype bf16; fi
 python=${PYTHON:-python3} torch_device=cpu
 if [ "$device" = cuda ]; then torch_device=cuda; fi
-torch=$("$python" -c 'import os, sys, torch; assert sys.argv[1] == "cpu" or torch.cuda.is_available(); print(os.path.dirname(torch.__file__))' "$torch_device" 2>/dev/null) ||
-    die 3 "no PyTorch for $torch_device in $python"
+# In bf16 PyTorch 1, whose attention is composed of ops, rounds its scores to bf16, which ours and PyTorch 2 do not: a difference that is seen.
+torch=$("$python" -c 'import os, sys, torch
+assert sys.argv[1] == "cpu" or torch.cuda.is_available()
+assert sys.argv[2] == "fp32" or hasattr(torch.nn.functional, "scaled_dot_product_attention")
+print(os.path.dirname(torch.__file__))' "$torch_device" "$dtype" 2>/dev/null) || die 3 "no PyTorch for $torch_device and $dtype in $python"
 for program in train_gpt2 tokenize batches; do [ -x "$build/$program" ] || die 2 "no $build/$program; make BUILD=$build $build/$program builds it"; done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

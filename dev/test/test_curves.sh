@@ -101,7 +101,7 @@ expect "no folder" says '--out FOLDER is missing'
 run 2 dev/bench/loss_curves.sh --out "$work/curves" --nonsense
 run 2 dev/bench/loss_curves.sh --out "$work/curves" --device tpu
 run 3 env PYTHON=/bin/false dev/bench/loss_curves.sh --out "$work/curves" --device cpu
-expect "no PyTorch" says 'no PyTorch for cpu'
+expect "no PyTorch" says 'no PyTorch for cpu and fp32'
 done_case
 
 python=
