@@ -106,7 +106,7 @@ train_gpt2cu test_gpt2cu:
 	@$(CUDA_MAKE) summary $(BUILD)/cuda/$(@:cu=)
 	@cp $(BUILD)/cuda/$(@:cu=) $@
 cuda-programs:
-	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step test_nccl bench_ops bench_step)
+	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step test_nccl bench_ops bench_step tokenize batches)
 # train_gpt2cu is whole: it links and starts, and says what is missing where there is no GPU.
 cuda-check: cuda
 	@if ./train_gpt2cu --version && ./train_gpt2cu --device cuda --dry-run --model gpt2 >/dev/null; then echo "1 passed, 0 failed"; else echo "0 passed, 1 failed"; fi
@@ -177,6 +177,8 @@ $(BUILD)/fuzz_%: $(BUILD)/dev/fuzz/fuzz_%.o $(LIB)
 	$(LINK) -fsanitize=fuzzer
 $(BUILD)/bench_%: $(BUILD)/dev/bench/bench_%.o $(BENCH_OBJ) $(LIB)
 	$(LINK)
+$(BUILD)/batches: $(BUILD)/dev/bench/batches.o $(LIB)
+	$(LINK)
 $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
 	$(LINK)
 
@@ -195,7 +197,7 @@ $(BUILD)/build_id: FORCE
 $(BUILD)/llmc/base/version.o: $(BUILD)/build_id
 $(BUILD)/llmc/base/version.o: FLAGS_ID := -DLLMC_BUILD_ID='"$(BUILD_ID)"'
 
-test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%)
+test-programs: $(TESTS:%=$(BUILD)/%) $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/batches
 test: ## build and run the test suite, or TESTS_RUN="test_gemm ..." of it (last line: N passed, N failed)
 	@bash dev/test/run.sh $(TESTS_RUN)
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # One command on a machine with an NVIDIA GPU, under nine minutes: builds, tests, checks memory, measures ceilings, ops and whole steps, and writes
 # a record: dev/bench/records/GPU-DATE/record.json and README.md. A figure without its record does not exist.
-#   scripts/gpu_record.sh [--out FOLDER] [--seconds N] [--peer NAME COMMAND]...
+#   scripts/gpu_record.sh [--out FOLDER] [--seconds N] [--only PART[,PART...]] [--peer NAME COMMAND]...
 # FOLDER: instead of dev/bench/records/GPU-DATE; N: the time for all of it, default 530; a peer is measured in the same run: what its command prints as
 # "step: ..." stands beside our steps, as dev/bench/peer_pytorch.py --device cuda prints it.
+# --only: the build and these parts, into dev/bench/records/GPU-DATE-PARTS; what a part would wait for a test of is then taken to be right. The part
+# curves (PyTorch's loss curve against ours, dev/bench/loss_curves.sh) then gets all the time that is left, else two minutes.
 # LLMC_COMMIT: what to call the sources where this is no git checkout.
 # LLMC_RECORD_DEVICE=emu: the same on the emulator with tiny shapes, to test this script; its figures mean nothing.
 # Exit: 0 all parts done, 1 a part failed (the record says which), 2 usage, 3 no GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530 peers=()
+device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530 peers=() only=''
+known=$(sed -nE 's/^ *(if )?part ([a-zA-Z0-9-]+) .*/\2/p' scripts/gpu_record.sh | sort -u | tr '\n' ' ') # the parts that stand below
 while [ $# -gt 0 ]; do
     case $1 in
         --out) out=${2:?--out needs a folder}; shift 2 ;;
@@ -17,10 +20,13 @@ while [ $# -gt 0 ]; do
         --peer)
             if [ $# -lt 3 ] || ! [[ $2 =~ ^[A-Za-z0-9.-]+$ ]]; then echo "gpu_record: --peer needs a name (letters, digits, dots, dashes) and a command" >&2; exit 2; fi
             peers+=("$2" "$3"); shift 3 ;;
-        -h | --help) sed -n '2,10s/^# //p' "$0"; exit 0 ;;
+        --only) only=${2:?--only needs the names of parts}; shift 2 ;;
+        -h | --help) sed -n '2,12s/^# //p' "$0"; echo "parts: $known"; exit 0 ;;
         *) echo "gpu_record: unknown option '$1'" >&2; exit 2 ;;
     esac
 done
+for ((p = 0; p < ${#peers[@]}; p += 2)); do known+="peer-${peers[p]} "; done
+for name in ${only//,/ }; do [[ " $known" == *" $name "* ]] || { echo "gpu_record: no part '$name'; there are $known" >&2; exit 2; }; done
 started=$SECONDS today=$(date -u +%Y-%m-%d)
 work=$(mktemp -d)
 sampler=
@@ -40,7 +46,7 @@ else
     build=${LLMC_TEST_BUILD:-build/test}
 fi
 short=$(echo "${gpu#NVIDIA }" | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
-out=${out:-dev/bench/records/$short-$today}
+out=${out:-dev/bench/records/$short-$today${only:+-${only//,/-}}}
 commit=${LLMC_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unversioned)}
 facts() {
     printf 'GPU|%s\n' "$gpu"
@@ -59,12 +65,13 @@ failed=0
 : >"$work/parts"
 part() { # name, seconds at most, command...
     local name=$1 limit=$2 left=$((budget - SECONDS + started)) begin=$SECONDS status=0 note; shift 2
+    [ -z "$only" ] || [ "$name" = build ] || [[ ,$only, == *,$name,* ]] || return 0
     [ "$limit" -le "$left" ] || limit=$left
     echo "== $name"
     if [ "$limit" -lt 5 ]; then status=124 note="left out: no time"; : >"$work/$name.log"
     else
         timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
-        note=$(grep -E '^[0-9]+ passed, [0-9]+ failed|^step: |^ranks: |ERROR SUMMARY' "$work/$name.log" | tail -n 1 || true)
+        note=$(grep -E '^[0-9]+ passed, [0-9]+ failed|^step: |^ranks: |^curves: |ERROR SUMMARY' "$work/$name.log" | tail -n 1 || true)
         [ "$status" -ne 124 ] || note="stopped after $limit s"
     fi
     if [ "$status" -ne 0 ]; then failed=$((failed + 1)); tail -n 25 "$work/$name.log"; fi
@@ -105,11 +112,17 @@ memcheck() {
     sanitizer=$(bash dev/test/sanitize.sh --find) || { echo "no compute-sanitizer here"; return 1; }
     for filter in "$@"; do gpu_tests "$sanitizer" --tool memcheck --error-exitcode 1 "$build/test_device_ops" "$filter" || return 1; done
 }
+# Loss curves of ours and of PyTorch, where there is one.
+curves() { # options
+    local status=0
+    BUILD=$build dev/bench/loss_curves.sh --device "$device" --out "$work" "$@" || status=$?
+    [ "$status" -ne 3 ] || { echo "curves: left out, no PyTorch for this device"; return 0; }
+    return "$status"
+}
 peers() { for ((p = 0; p < ${#peers[@]}; p += 2)); do part "peer-${peers[p]}" 120 bash -c "${peers[p + 1]}" || true; done; }
-export -f with_cudnn step gpu_tests memcheck
 # With the time of each kernel, where the build has CUPTI: options ending in $(kernels).
 kernels() { if grep -q LLMC_CUPTI_LIBRARY "$build/flags"; then echo --kernels; fi; }
-export -f kernels
+export -f with_cudnn step gpu_tests memcheck curves kernels
 export build device work
 
 if [ "$device" = cuda ]; then
@@ -141,16 +154,21 @@ if [ "$device" = cuda ]; then
     part step-1558M-all 90 bash -c "step 1558M-all '--model 1558M --seq-len 1024 --micro-batches 8 --steps 3 $all' $attention 16:none 16:gelu 8:gelu" || true
     part ops-1558M 90 bash -c "with_cudnn $build/bench_ops --device cuda $hopper --shape 1558M --seconds 0.1 --plan-file $work/plans --json $work/ops-1558M.json" || true
     part memcheck 60 bash -o pipefail -c 'memcheck "bf16 attention_forward" "bf16 attention_backward" "bf16 add_norm_backward" "bf16 head_loss" "bf16 adamw"' || true
+    seconds=$((budget - SECONDS + started - 10))
+    [ "$only" ] || [ $seconds -lt 120 ] || seconds=120
+    part curves $((seconds < 60 ? 0 : seconds + 10)) bash -c "curves --seconds $seconds" || true
     kill "$sampler" 2>/dev/null || true
     sampler=
 else
-    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_device_ops" "$build/train_gpt2" "$build/bench_ops" "$build/bench_step" || true
+    part build 300 make BUILD="$build" FAULT=1 EMU=1 "$build/test_device_ops" "$build/train_gpt2" "$build/bench_ops" "$build/bench_step" "$build/tokenize" "$build/batches" || true
     part test-ops 60 "$build/test_device_ops" "bf16 gelu" || true
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" emu || true
     part ops-tiny 60 "$build/bench_ops" --device "$device" --hopper --shape tiny --seconds 0.01 --json "$work/ops-tiny.json" || true
     part step-tiny 60 bash -c 'step tiny "--layers 2 --channels 64 --heads 2 --vocab-size 130 --seq-len 24 --steps 3 $(kernels)" ours 2:none' || true
     peers
+    part curves 300 bash -c 'curves --steps 40 --runs 2 --model "--layers 1 --channels 32 --heads 2" --samples 4' || true
 fi
+for name in ${only//,/ }; do grep -q "^$name|" "$work/parts" || printf '%s|0|0|left out: not for this device\n' "$name" >>"$work/parts"; done
 
 # ---- the record
 # Lowest, middle and highest of each sampled figure, second by second through the measurements.
@@ -164,9 +182,11 @@ throttling() {
     else echo "not sampled"; fi
 }
 mkdir -p "$out"
+rm -f "$out"/curves.*
+for f in "$work"/curves.{json,tsv,svg}; do [ ! -f "$f" ] || cp "$f" "$out/"; done
 {
-    printf '{"format": 1, "device": %s, "backend": %s, "commit": %s, "date": %s, "seconds": %d, "parts_failed": %d,\n"machine": {' "$(json "$gpu")" "$(json "$device")" "$(json "$commit")" \
-        "$(json "$today")" $((SECONDS - started)) "$failed"
+    printf '{"format": 1, "device": %s, "backend": %s, "commit": %s, "date": %s, "seconds": %d, "parts_failed": %d, "only": %s,\n"machine": {' "$(json "$gpu")" "$(json "$device")" "$(json "$commit")" \
+        "$(json "$today")" $((SECONDS - started)) "$failed" "$(if [ "$only" ]; then json "$only"; else echo null; fi)"
     while IFS='|' read -r key value; do printf '%s: %s, ' "$(json "$key")" "$(json "$value")"; done <"$work/facts"
     printf '"SM MHz": %s, "memory MHz": %s, "watts": %s, "celsius": %s, "throttling": %s},\n"parts": [' "$(json "$(spread 1)")" "$(json "$(spread 2)")" "$(json "$(spread 3)")" "$(json "$(spread 4)")" \
         "$(json "$(throttling)")"
@@ -187,8 +207,13 @@ mkdir -p "$out"
 {
     printf '# %s, %s\n\nWritten by scripts/gpu_record.sh; record.json beside this page holds the same figures and more.\n' "$gpu" "$today"
     [ "$device" = cuda ] || printf '\n**An emulator run that tests the script: no figure here says anything about a GPU.**\n'
+    [ -z "$only" ] || printf '\n**Chosen parts alone (--only %s).**\n' "$only"
     [ "$failed" -eq 0 ] || printf '\n**%d parts failed: %s.**\n' "$failed" "$(awk -F'|' '$2 != 0 {printf "%s%s", n++ ? ", " : "", $1}' "$work/parts")"
     printf '\n## Whole steps\n'; bash scripts/record_table.sh --record "$out/record.json"
+    if [ -f "$out/curves.json" ]; then
+        printf '\n## Loss curves\nOurs against PyTorch from the same weights on the same batches, and PyTorch against itself with sums in another order (dev/bench/curve_compare.py).\n\n'
+        printf '%s; each step in [curves.tsv](curves.tsv), figures in [curves.json](curves.json).\n\n![loss curves](curves.svg)\n' "$(grep '^curves: ' "$work/curves.log" | tail -n 1)"
+    fi
     printf '\n## Machine\n| | |\n|---|---|\n'; sed 's/|/ | /; s/.*/| & |/' "$work/facts"
     printf '| SM clock during the run, MHz | %s |\n| memory clock, MHz | %s |\n| power, W | %s |\n| temperature, C | %s |\n| throttling (NVML bits) | %s |\n' "$(spread 1)" "$(spread 2)" "$(spread 3)" "$(spread 4)" \
         "$(throttling)"

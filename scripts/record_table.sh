@@ -20,10 +20,10 @@ table() { # record.json: a line of it a step
             "$(field "$line" micro_batches)" "$(field "$line" B)" "$(field "$line" T)" "$(ms median_s)" "$(ms p10_s)" "$(ms p90_s)" "$(field "$line" tokens_per_s)" "$mfu"
     done
 }
-newest() { # by date, the last part of a record's folder; records that came to an end
+newest() { # by date; records that came to an end, of all parts, of a GPU
     local f
     for f in dev/bench/records/*/record.json; do
-        [ ! -f "$f" ] || grep -q '"backend": "emu"' "$f" || printf '%s %s\n' "$(field "$(head -n 1 "$f")" date)" "$f"
+        [ ! -f "$f" ] || grep -qE '"backend": "emu"|"only": "' "$f" || printf '%s %s\n' "$(field "$(head -n 1 "$f")" date)" "$f"
     done | sort | tail -n 1 | cut -d' ' -f2-
 }
 page() {

@@ -47,11 +47,14 @@ class GPT2(torch.nn.Module):
         self.blocks = torch.nn.ModuleList(Block(channels, heads) for _ in range(layers))
         self.lnf = torch.nn.LayerNorm(channels)
 
-    def loss(self, tokens, targets, mask):
+    def logits(self, tokens, mask):
         x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
-        return F.cross_entropy(F.linear(self.lnf(x), self.wte.weight).flatten(0, 1), targets.flatten())
+        return F.linear(self.lnf(x), self.wte.weight)
+
+    def loss(self, tokens, targets, mask):
+        return F.cross_entropy(self.logits(tokens, mask).flatten(0, 1), targets.flatten())
 
 
 def main():

@@ -14,6 +14,7 @@ done_with() { echo "$passed passed, $failed failed, $skipped skipped"; [ "$faile
 bash scripts/record_table.sh >"$dir/table"
 check the_readme_has_the_newest_records_table diff "$dir/table" <(sed -n '/^<!-- gpu record -->$/,/^<!-- end of gpu record -->$/p' README.md | sed '1d;$d')
 scripts/gpu_record.sh --nonsense >/dev/null 2>&1; check unknown_option_is_refused test $? -eq 2
+scripts/gpu_record.sh --only test-ops,nonsense >"$dir/out" 2>&1; check an_unknown_part_is_refused test $? -eq 2 -a -n "$(grep "no part 'nonsense'; there are build .*step-1558M" "$dir/out")"
 scripts/gpu_record.sh --peer nameless >/dev/null 2>&1; check a_peer_without_a_command_is_refused test $? -eq 2
 if [ -z "$(nvidia-smi -L 2>/dev/null)" ]; then scripts/gpu_record.sh --out "$dir/none" >"$dir/out" 2>&1; check without_a_gpu_it_says_so test $? -eq 3 -a -n "$(grep 'no GPU here' "$dir/out")"; fi
 
@@ -25,6 +26,7 @@ status=$?
 check the_record_is_made test "$status" -eq 0
 has() { grep -qE -- "$2" "$dir/record/$1"; }
 check a_part_that_tests has record.json '"part": "test-ops", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
+check the_loss_curves_or_why_not has record.json '"part": "curves", "status": 0, .*"note": "curves: (agree over 40 steps|left out, no PyTorch)'
 check a_part_with_several_ranks has record.json '"part": "ranks", "status": 0, .*"note": "[0-9]+ passed, 0 failed'
 check a_peer_of_the_same_run has record.json '"part": "peer-another", "status": 0, .*"note": "step: median 7.0 ms"'
 check ceilings_and_ops has record.json '"copy_bytes_per_s": [0-9.e+]+, .*"product_flops_per_s"'
@@ -47,10 +49,21 @@ bench_step=${LLMC_TEST_BUILD:-build/test}/bench_step
 
 # CUPTI that fails leaves the step its figure.
 if grep -q LLMC_CUPTI_LIBRARY "${LLMC_TEST_BUILD:-build/test}/flags"; then
-    LLMC_CUPTI=/nowhere/libcupti.so LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" >"$dir/out" 2>&1
+    LLMC_CUPTI=/nowhere/libcupti.so LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --only step-tiny >"$dir/out" 2>&1
     check a_step_without_kernels_stands test $? -eq 0 -a -n "$(grep '"part": "step-tiny", "status": 0' "$dir/record/record.json")" -a -n "$(grep '"tokens_per_s"' "$dir/record/record.json")"
     check and_says_why has README.md '^error: by kernel: not traced: /nowhere/libcupti.so'
 fi
+# Chosen parts: these and the build, and in the table of the README no record of them. PyTorch is left out where there is none.
+PYTHON=/bin/false LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --only test-ops,curves,step-1558M >"$dir/out" 2>&1; check chosen_parts_are_made test $? -eq 0
+check no_other_part test "$(grep -o '"part": "[^"]*"' "$dir/record/record.json" | cut -d'"' -f4 | tr '\n' ' ')" = "build test-ops curves step-1558M "
+check it_says_which has record.json '"only": "test-ops,curves,step-1558M"'
+check a_part_of_another_device has record.json '"part": "step-1558M", "status": 0, .*"note": "left out: not for this device"'
+check no_pytorch_no_curves test -n "$(grep 'curves: left out, no PyTorch' "$dir/record/README.md")" -a ! -e "$dir/record/curves.json"
+mkdir -p "$dir/tree/scripts" "$dir/tree/dev/bench/records/"{full,chosen}
+cp scripts/record_table.sh "$dir/tree/scripts"
+printf '{"device": "X", "commit": "of all", "date": "2026-01-01", "only": null,\n' >"$dir/tree/dev/bench/records/full/record.json"
+printf '{"device": "X", "commit": "of one", "date": "2026-01-02", "only": "ranks",\n' >"$dir/tree/dev/bench/records/chosen/record.json"
+check the_table_is_of_a_record_of_all_parts test -n "$(bash "$dir/tree/scripts/record_table.sh" | grep 'commit of all')"
 
 # A part that fails is in the record, and the others are made. A time of nothing leaves parts out.
 LLMC_RECORD_DEVICE=emu scripts/gpu_record.sh --out "$dir/record" --seconds 1 >"$dir/out" 2>&1
