@@ -76,13 +76,13 @@ if origin cupti.h libcupti.so && [ -f "$runtime/cuda.h" ]; then
     found+=", CUPTI API $(number CUPTI_API_VERSION cupti_version.h)"
 else found+=", no CUPTI"; fi
 
-# Architectures: asked for; of the GPUs present; else A100 and Hopper, with portable code for what is newer.
+# Architectures: asked for; of the GPUs present; else A100 and Hopper, with portable code for what is newer. Hopper is sm_90a: plain sm_90 lacks its own instructions.
 known=$("$nvcc" --list-gpu-code 2>/dev/null | tr '\n' ' ')
 archs=() asked=("$@")
-for arch in "$@"; do archs+=("sm_${arch#sm_}"); done
+for arch in "$@"; do arch=sm_${arch#sm_} archs+=("${arch/%sm_90/sm_90a}"); done
 if [ $# -eq 0 ]; then
     for capability in $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | grep -E '^[0-9]+$' || true); do
-        case " $known " in *" sm_$capability "*) archs+=("sm_${capability/#90/90a}") ;; esac
+        case " $known " in *" sm_$capability "*) archs+=("sm_${capability/%90/90a}") ;; esac
     done
     [ ${#archs[@]} -gt 0 ] || asked=(default) archs=(sm_80 sm_90a)
 fi

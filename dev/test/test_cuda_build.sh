@@ -57,7 +57,7 @@ check a_toolkit says "CUDA_FOUND := nvcc 13.0, cuBLASLt 13.1.0, no cuDNN, no NCC
 check its_libraries says "'$home/lib/libcublasLt.so' '$home/lib/libcudart_static.a'"
 check they_are_found_at_run_time says "'-Wl,-rpath,$home/lib'"
 check without_cudnn_no_code_for_it test -z "$(grep LLMC_CUDNN "$dir/out")"
-find_cuda bash scripts/find_cuda.sh 90a sm_120
+find_cuda bash scripts/find_cuda.sh 90 sm_120
 check without_cupti_no_code_for_it test -z "$(grep LLMC_CUPTI "$dir/out")"
 cupti() { # folder, library file, API version, structures of the main and of the deprecated header
     library "$1" cupti.h '' "$2"
