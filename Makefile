@@ -106,7 +106,7 @@ train_gpt2cu test_gpt2cu:
 	@$(CUDA_MAKE) summary $(BUILD)/cuda/$(@:cu=)
 	@cp $(BUILD)/cuda/$(@:cu=) $@
 cuda-programs:
-	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step test_nccl bench_ops bench_step tokenize batches)
+	@$(CUDA_MAKE) summary $(addprefix $(BUILD)/cuda/,train_gpt2 test_gpt2 test_contract test_device_ops test_device_step test_emu_hopper test_nccl bench_ops bench_step tokenize batches)
 # train_gpt2cu is whole: it links and starts, and says what is missing where there is no GPU.
 cuda-check: cuda
 	@if ./train_gpt2cu --version && ./train_gpt2cu --device cuda --dry-run --model gpt2 >/dev/null; then echo "1 passed, 0 failed"; else echo "0 passed, 1 failed"; fi
@@ -130,7 +130,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 	$(CC) $(FLAGS) -x c -c $< -o $@
 endif
 $(BUILD)/gpu/0/%.o: DTYPE := -DLLMC_BF16=0
-$(BUILD)/gpu/1/%.o $(BUILD)/dev/bench/device_clock.o: DTYPE := -DLLMC_BF16=1
+$(BUILD)/gpu/1/%.o $(BUILD)/dev/bench/device_clock.o $(BUILD)/dev/test/test_emu_hopper.o: DTYPE := -DLLMC_BF16=1
 $(BUILD)/gpu/create.o: llmc/cuda/create.cu $(BUILD)/flags
 	$(RUN_NVCC)
 $(BUILD)/gpu/0/%.o: llmc/cuda/%.cu $(BUILD)/flags

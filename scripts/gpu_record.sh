@@ -138,6 +138,7 @@ if [ "$device" = cuda ]; then
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" || true
     hopper='' own='' attention=ours all='--early-launch 1' # what is for Hopper alone, and not the default, is measured where it can run and is right
     if [ "$(ask compute_cap)" = 9.0 ]; then
+        part test-instructions 40 bash -o pipefail -c "gpu_tests $build/test_emu_hopper" || true # first each instruction alone, in whole numbers
         if part test-hopper 60 bash -o pipefail -c "gpu_tests $build/test_device_ops hopper"; then hopper=--hopper attention=hopper; fi
         if part test-own-products 60 bash -o pipefail -c "gpu_tests $build/test_device_ops 'own products'"; then own=1 all+=' --own-products on'; fi
     fi

@@ -40,7 +40,7 @@ __host__ __device__ constexpr unsigned tile_place(TileSwizzle s, unsigned rows, 
 }
 
 /* An operand of a product: a tile of panels of `rows` rows from `tile` on (its pattern). What rows and columns are: the major-ness. */
-template <TileSwizzle S, Major M> __device__ __forceinline__ uint64_t tile_descriptor(uint32_t shared_address_of_tile, unsigned rows) {
+template <TileSwizzle S, Major M> __host__ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t shared_address_of_tile, unsigned rows) {
     const unsigned span = swizzle_span(S), panel = rows * span, eight = 8 * span;
     const bool leading_is_panel = (M == MN_MAJOR) == (S != SWIZZLE_NONE);
     const uint64_t leading = M == K_MAJOR && S != SWIZZLE_NONE ? 16 : leading_is_panel || M == K_MAJOR ? panel : eight;
