@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530 peers=() only=''
-known=$(sed -nE 's/^ *(if )?part ([a-zA-Z0-9-]+) .*/\2/p' scripts/gpu_record.sh | sort -u | tr '\n' ' ') # the parts that stand below
+known=$(sed -nE 's/^ *(if .*)?part ([a-zA-Z0-9-]+) [0-9$].*/\2/p' scripts/gpu_record.sh | sort -u | tr '\n' ' ') # the parts that stand below
 while [ $# -gt 0 ]; do
     case $1 in
         --out) out=${2:?--out needs a folder}; shift 2 ;;

@@ -38,7 +38,8 @@ tensor_hash() {
     local f n
     for f in "$1"/*.safetensors; do n=$(od -An -tu8 -N8 "$f") && tail -c +$((n + 9)) "$f"; done | sha256sum
 }
-free_port() { local p; for p in $(seq 20000 60000 | shuf -n 50); do (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || { echo "$p"; return; }; done; }
+# Below the ports that connections going out take.
+free_port() { local p; for p in $(seq 20000 32000 | shuf -n 50); do (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || { echo "$p"; return; }; done; }
 
 # Text with some structure: N sentences of a few words, numbered documents.
 write_text() {

@@ -201,14 +201,15 @@ static const StepState step_example = {
 static inline void fill_values(Call *c, Bound *bound) {
     const Operand *o = &bound->o;
     size_t V = call_size(c, "V"), padding = c->op == OP_head_loss && !strcmp(o->name, "w") ? V * call_size(c, "C") : SIZE_MAX;
+    const bool variance = !strcmp(o->name, "v");
+    const int lowest = strcmp(o->name, "targets") ? 0 : -1; /* a target may be -1 */
     for (size_t i = 0; i < o->n && o->kind != KIND_SAVED; i++) {
         float u = input_value(c, bound, i);
         if (o->kind == KIND_STEP) memcpy(bound->before, &step_example, sizeof step_example);
         else if (o->kind == KIND_TOKENS) {
-            int lowest = strcmp(o->name, "targets") ? 0 : -1; /* a target may be -1 */
             int64_t id = (int64_t)((u + 1) / 2 * (double)(V - (size_t)(int64_t)lowest)) + lowest;
             ((int32_t *)(void *)bound->before)[i] = (int32_t)(id >= (int64_t)V ? (int64_t)V - 1 : id);
-        } else put_value(c, bound, bound->before, i, i >= padding ? 0 : !strcmp(o->name, "v") ? 0.01f * (u + 1) : u);
+        } else put_value(c, bound, bound->before, i, i >= padding ? 0 : variance ? 0.01f * (u + 1) : u);
     }
 }
 

@@ -167,9 +167,7 @@ static Shape shape_of(const Call *c) {
 
 /* Elements of one kind, whose largest error of the plain loops bounds them all: a tensor, but dq, dk and dv apart. */
 enum { GROUPS = 3 };
-static size_t group_of(const Call *c, const Bound *bound, size_t i) {
-    return strcmp(bound->o.name, "dqkv") ? 0 : i / (call_size(c, "H") * call_size(c, "D")) % 3;
-}
+static size_t group_size(const Call *c, const Bound *bound) { return strcmp(bound->o.name, "dqkv") ? SIZE_MAX : call_size(c, "H") * call_size(c, "D"); }
 typedef struct { double error, size; } Plain;
 typedef Plain Plains[OP_MAX_OPERANDS][GROUPS];
 
@@ -216,13 +214,15 @@ static void measure_plain(Plains plain, double **exact, const Call *c) {
     reference_d(exact, c);
     if (c->b->elem_bytes == 2 && c->op != OP_head_logits) operands_load_b(x, c), reference_b(x, c);
     else operands_load_f(x, c), reference_f(x, c);
-    for (int i = 0; i < c->n; i++)
+    for (int i = 0; i < c->n; i++) {
+        const size_t group = group_size(c, &c->bound[i]);
         for (size_t k = 0; c->bound[i].o.mode != MODE_IN && has_values(&c->bound[i]) && c->bound[i].o.p && k < c->bound[i].o.n; k++) {
-            Plain *p = &plain[i][group_of(c, &c->bound[i], k)];
+            Plain *p = &plain[i][k / group % GROUPS];
             if (!is_covered(c, &c->bound[i], k)) continue;
             p->error = fmax(p->error, fabs((double)x[i][k] - exact[i][k]));
             p->size = fmax(p->size, fabs(exact[i][k]));
         }
+    }
     for (int i = 0; i < c->n; i++) free(x[i]);
     if (c->op == OP_attention_backward) attention_terms(plain[operand_index(c, "dqkv")], c);
 }
@@ -277,10 +277,11 @@ static double rounding_of(const Call *c) {
 }
 
 static void expect_operand(const Call *ours, const Bound *a, const double *exact, const Plain *plain, double rounding) {
-    bool half = is_compute_type(&a->o) && ours->b->elem_bytes == 2;
+    const bool half = is_compute_type(&a->o) && ours->b->elem_bytes == 2;
+    const size_t group = group_size(ours, a);
     for (size_t k = 0; k < a->o.n; k++) {
         if (!is_covered(ours, a, k)) continue;
-        const Plain *p = &plain[group_of(ours, a, k)];
+        const Plain *p = &plain[k / group % GROUPS];
         double x = value_at(ours, a, a->after, k), y = exact[k], error = fabs(x - y);
         double bound = 2 * p->error + (half ? 0x1p-8 * fabs(y) : rounding * p->size);
         if (error > worst.ratio * bound) {
