@@ -183,10 +183,11 @@ $(BUILD)/%: $(BUILD)/dev/data/%.o $(LIB)
 	$(LINK)
 
 $(BUILD)/llmc/dist/mpi_wire.o: FLAGS_ID = $(MPI_FLAGS)
+$(BUILD)/llmc/dist/nccl.o: FLAGS_ID = $(NCCL_FLAGS)
 $(BUILD)/dev/bench/kernel_cupti.o $(BUILD)/dev/test/test_kernel_trace.o $(BUILD)/cupti_mock.so: FLAGS_ID = $(CUPTI_FLAGS)
 
 # Rebuild when compiler or flags change.
-ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(MPI_FLAGS) $(CUPTI_FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
+ALL_FLAGS = $(subst ','\'',$(CC) $(FLAGS) $(MPI_FLAGS) $(CUPTI_FLAGS) $(NCCL_FLAGS) $(EMUFLAGS) $(CUDA_NVCC) $(NVCCFLAGS))
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD); echo '$(ALL_FLAGS)' | cmp -s - $@ || echo '$(ALL_FLAGS)' > $@
 

@@ -64,8 +64,9 @@ else found+=", no cuDNN"; fi
 origin cuda_runtime.h libcudart_static.a libcudart.so || missing "nvcc $version is there ($nvcc), the CUDA runtime is not: cuda_runtime.h and libcudart"
 use
 runtime=$include
-# For training on several GPUs; said, not used.
-if origin nccl.h libnccl.so; then found+=", NCCL $(number NCCL_MAJOR nccl.h).$(number NCCL_MINOR nccl.h).$(number NCCL_PATCH nccl.h)"; else found+=", no NCCL"; fi
+# For training on several GPUs: loaded at run time, from here where the loader knows of none.
+nccl=''
+if origin nccl.h libnccl.so; then nccl=" -DLLMC_NCCL_LIBRARY='\"$library\"'" found+=", NCCL $(number NCCL_MAJOR nccl.h).$(number NCCL_MINOR nccl.h).$(number NCCL_PATCH nccl.h)"; else found+=", no NCCL"; fi
 if command -v mpicc >/dev/null; then found+=", MPI"; else found+=", no MPI"; fi
 # For the benchmarks' file that loads CUPTI by itself: headers, where the library is, and the newest structure of each record that it reads.
 cupti=''
@@ -102,4 +103,5 @@ CUDA_FLAGS :=$flags
 CUDA_GENCODE :=$gencode
 CUDA_LIBS :=$libs$static$rpath
 CUPTI_FLAGS :=$cupti
+NCCL_FLAGS :=$nccl
 MAKE

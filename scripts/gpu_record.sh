@@ -126,7 +126,7 @@ export -f with_cudnn step gpu_tests memcheck curves kernels
 export build device work
 
 if [ "$device" = cuda ]; then
-    part build 240 env -u MAKEFLAGS make cuda-programs || true # on all cores, whatever make called this
+    part build 240 env -u MAKEFLAGS make cuda-programs || { echo "gpu_record: without programs nothing can be measured; scripts/install_deps.sh installs what a build needs" >&2; exit 1; } # on all cores, whatever make called this
     reasons=clocks_event_reasons.active # its name from driver 535 on
     nvidia-smi --query-gpu=$reasons --format=csv -i 0 >/dev/null 2>&1 || reasons=clocks_throttle_reasons.active
     (trap - EXIT; exec nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,$reasons --format=csv,noheader,nounits -i 0 -l 1) >"$work/samples" 2>/dev/null &
@@ -136,6 +136,8 @@ if [ "$device" = cuda ]; then
     part test-contract 60 bash -o pipefail -c "gpu_tests $build/test_contract" || true
     part test-nccl 40 bash -o pipefail -c "gpu_tests $build/test_nccl" || true
     part ranks 60 bash dev/test/gpu_ranks.sh "$build/train_gpt2" || true
+    cudnn='' # whose figure is worth something where it computes what ours does
+    if part test-cudnn 60 bash -o pipefail -c "gpu_tests $build/test_device_ops cudnn"; then cudnn=1; fi
     hopper='' own='' attention=ours all='--early-launch 1' # what is for Hopper alone, and not the default, is measured where it can run and is right
     if [ "$(ask compute_cap)" = 9.0 ]; then
         part test-instructions 40 bash -o pipefail -c "gpu_tests $build/test_emu_hopper" || true # first each instruction alone, in whole numbers
@@ -144,7 +146,7 @@ if [ "$device" = cuda ]; then
     fi
     part ops-124M 90 bash -c "with_cudnn $build/bench_ops --device cuda $hopper --shape 124M --seconds 0.1 --plan-file $work/plans --json $work/ops-124M.json" || true
     part step-124M 60 bash -c 'step 124M "--model 124M --seq-len 1024 --steps 20 $(kernels)" ours 64:none 32:none 16:gelu 4:block' || true
-    part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true
+    if [ -n "$cudnn" ]; then part step-124M-cudnn 60 bash -c 'step 124M-cudnn "--model 124M --seq-len 1024 --steps 20" cudnn 64:none 32:none 16:gelu' || true; fi
     if [ -n "$hopper" ]; then part step-124M-hopper 45 bash -c 'step 124M-hopper "--model 124M --seq-len 1024 --steps 20 $(kernels)" hopper 64:none 32:none 16:gelu' || true; fi
     if [ -n "$own" ]; then part own-products 100 bash -c "$build/bench_ops --device cuda --shape 124M --own-products --print-plans --seconds 0.05 --plan-file $work/plans-own" || true; fi
     part step-124M-early 45 bash -c 'step 124M-early "--model 124M --seq-len 1024 --steps 20 --early-launch 1 $(kernels)" ours 64:none 32:none' || true

@@ -212,6 +212,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     Problem p;
     *found = 0;
     RULE(asked > 0 && preference && results, "no room for results");
+    RULE(!(preference->schemes & CUBLASLT_REDUCTION_SCHEME_INPLACE), "parts of k may be added in place, in an order that nobody promises");
     const cublasStatus_t status = check_problem(&p, desc, a, b, c, d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     for (int id = 0; id < ALGORITHMS; id++) {

@@ -35,6 +35,15 @@ struct Twin {
     std::atomic<cudaStream_t> used; /* the stream that it was given last */
     std::atomic<bool> queued;       /* something, since `progress` looked last */
     std::thread progress;
+    std::atomic<int> inside;        /* calls under way */
+};
+/* Two threads in calls on one communicator: NCCL promises nothing then, and one that does not block frees what the other reads (2.28, group.cc). */
+struct Inside {
+    Twin *t;
+    explicit Inside(Twin *twin) : t(twin) {
+        if (t->inside++) fprintf(stderr, "the emulator's NCCL: two threads call it at once on one communicator\n"), abort();
+    }
+    ~Inside() { t->inside--; }
 };
 
 static void pause() {
@@ -59,6 +68,7 @@ static void go_on(Twin *t) {
 }
 
 static int queue(Twin *t, void *stream, std::function<void()> work) {
+    const Inside inside(t);
     enqueue((cudaStream_t)stream, [=]() {
         auto begin = std::chrono::steady_clock::now();
         work();
@@ -208,6 +218,7 @@ static int comm_init(void **comm, int size, NcclId id, int rank, NcclConfig *con
 
 static int async_error(void *comm, int *error) {
     Twin *t = (Twin *)comm;
+    const Inside inside(t);
     *error = t->error != NCCL_OK ? (int)t->error : t->shared->here < t->size || (t->finalized && t->shared->gone < t->size) ? NCCL_IN_PROGRESS : NCCL_OK;
     return NCCL_OK;
 }

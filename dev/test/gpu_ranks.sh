@@ -11,7 +11,7 @@ check() { # name, command...
 }
 seq 1 4000 | awk '{print "the sum of", $1 % 7, "and", $1 % 11, "is", $1 % 7 + $1 % 11 "."}' >"$work/text"
 "$program" --device cpu --data "$work/text" --out "$work/prepared" --layers 1 --channels 32 --heads 2 --seq-len 32 --vocab-size 300 --steps 1 >"$work/out" 2>&1
-shape=(--layers 12 --channels 768 --heads 12 --seq-len 256 --total-batch 8192 --steps 20)
+shape=(--layers 12 --channels 768 --heads 12 --seq-len 256 --total-batch 8192 --steps 8)
 [ "$device" = cuda ] || shape=(--layers 2 --channels 32 --heads 2 --seq-len 16 --total-batch 128 --steps 3)
 train() { # ranks, more options...
     local n=$1; shift

@@ -481,6 +481,17 @@ static void run_hopper(void) {
     gpu->destroy(gpu);
 }
 
+/* And by cuDNN where the build has it: what its figures stand beside must compute the same. */
+static void run_cudnn(void) {
+    const CudaOptions options = {.dtype = "bf16", .attention = "cudnn", .fuse_gelu = true, .graphs = true};
+    const char *title = DEVICE_NAME " bf16 cudnn";
+    Error e = {0};
+    gpu = device_backend_create(&options, &e);
+    if (!gpu) { test_skipped++, printf("skipped cudnn: %s\n", e.text); return; }
+    run_op(title, OP_attention_forward), run_op(title, OP_attention_backward), run_growing_scores(title);
+    gpu->destroy(gpu);
+}
+
 static void run_on(const char *name, Backend *device) {
     Error e = {0};
     gpu = device, cpu = cpu_backend_create(&e);
@@ -508,6 +519,7 @@ int main(int argc, char **argv) {
     Error e = {0};
     cpu = cpu_backend_create(&e);
     CHECK(cpu, "%s", e.text);
+    if (!strcmp(DEVICE_NAME, "cuda")) run_cudnn();
     run_hopper();
     cpu->destroy(cpu);
     if (strcmp(DEVICE_NAME, "cuda")) return test_done(); /* emulated they pass too, in three minutes; every commit runs test_matmul_hopper */

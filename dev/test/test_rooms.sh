@@ -29,6 +29,7 @@ words_only_in() { # name, pattern, where it may stand, files
 words_only_in inline_ptx_in_two_headers '\basm( volatile)?[ (]' 'llmc/cuda/(ptx|hopper).cuh' llmc/cuda/*.{cu,cuh}
 words_only_in shared_memory_is_dynamic '__shared__' 'llmc/cuda/kernel.cuh' llmc/cuda/*.{cu,cuh}
 words_only_in launches_go_through_LAUNCH '<<<[^(]|cudaLaunchKernel' 'llmc/cuda/(kernel.cuh|backend.cu)' llmc/cuda/*.{cu,cuh}
+words_only_in no_pointer_is_restrict '__restrict__|__ldg' 'none' llmc/cuda/*.{cu,cuh}
 rule a_run_knows_no_backend_inside '(cpu|cuda|emu)/' llmc/run/*.[ch]
 # The rule can fail: it finds what is known to be there.
 if grep -qE '^#include ".*(base)/' llmc/gpt2.c; then passed=$((passed + 1)); echo "ok the_pattern_finds_includes"; else failed=$((failed + 1)); echo "FAILED the_pattern_finds_includes"; fi

@@ -14,7 +14,7 @@ bool hopper_attention_create(CudaBackend *cuda, Error *e) {
     if (cuda->capability != 90)
         return fail(e, EXIT_USAGE, "--attention hopper: %s has compute capability %d.%d; its kernels are for 9.0 (H100, H200) alone; use --attention ours",
                     cuda->device_name, cuda->capability / 10, cuda->capability % 10);
-    if (!built_for_hopper()) return fail(e, EXIT_USAGE, "--attention hopper: this build has no code for sm_90a (make cuda ARCH='80 90a'); use --attention ours");
+    if (code_version() != 90) return fail(e, EXIT_USAGE, "--attention hopper: this build has no code for sm_90a (make cuda ARCH='80 90a'); use --attention ours");
     return true;
 #else
     (void)cuda;

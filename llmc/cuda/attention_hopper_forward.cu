@@ -218,16 +218,6 @@ template <int D> static void run(CudaBackend *cuda, elem *out, float *lse, const
                   head_map(out, s, s.H * s.D), lse, head_map(qkv, s, 3 * s.H * s.D), x);
 }
 
-bool built_for_hopper() {
-#ifdef LLMC_EMU
-    return true;
-#else
-    cudaFuncAttributes found = {};
-    cuda_check(cudaFuncGetAttributes(&found, attention_hopper_forward_kernel<64>), "asking for what attention_hopper_forward_kernel was compiled");
-    return found.ptxVersion == 90; /* code for other architectures, compiled anew at load, has their number */
-#endif
-}
-
 void attention_hopper_forward(CudaBackend *cuda, elem *out, float *lse, const elem *qkv, AttentionShape s) {
     CHECK(s.D == 64 || s.D == 128, "attention_hopper_forward: D %zu", s.D);
     if (s.D == 64) run<64>(cuda, out, lse, qkv, s);

@@ -478,13 +478,23 @@ static void fill_in(CudaBackend *cuda) {
     b->print_plans = print_plans, b->health = health, b->destroy = cuda_destroy;
 }
 
+/* A kernel must wait for the one in front itself, which code for older architectures does not; and graphs keep such launches from CUDA 12.3 on. */
+static bool can_launch_early(const CudaBackend *cuda) {
+    int driver = 12030, runtime = 12030;
+#ifndef LLMC_EMU
+    cuda_check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    cuda_check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version");
+#endif
+    return cuda->capability >= 90 && code_version() >= 90 && (!cuda->options.graphs || (driver >= 12030 && runtime >= 12030));
+}
+
 Backend *backend_create(const CudaOptions *options, Error *e) {
     CudaBackend *cuda = (CudaBackend *)xcalloc(1, sizeof *cuda);
     cuda->options = *options;
     cuda->recording = -1;
     fill_in(cuda);
     bool ok = open_device(cuda, e);
-    early_launch = options->early_launch && cuda->capability >= 90;
+    early_launch = ok && options->early_launch && can_launch_early(cuda);
 #ifdef LLMC_EMU
     emu::must_begin = true;
 #endif
@@ -495,7 +505,7 @@ Backend *backend_create(const CudaOptions *options, Error *e) {
             ok = fail(e, EXIT_USAGE, "--own-products: %s has compute capability %d.%d; these products are for 9.0 (H100, H200) alone; use --own-products off", cuda->device_name,
                       cuda->capability / 10, cuda->capability % 10);
 #if LLMC_BF16
-        else if (options->own_products != OWN_OFF && !built_for_hopper())
+        else if (options->own_products != OWN_OFF && code_version() != 90)
             ok = fail(e, EXIT_USAGE, "--own-products: this build has no code for sm_90a (make cuda ARCH='80 90a'); use --own-products off");
 #endif
     }

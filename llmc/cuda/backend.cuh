@@ -106,8 +106,8 @@ void cudnn_destroy(void *);
 bool cudnn_attention_forward(CudaBackend *, const AttentionForward *);
 bool cudnn_attention_backward(CudaBackend *, const AttentionBackward *);
 
-/* attention_hopper_forward.cu, in bf16 alone: this build has code for sm_90a; asked of the current GPU, which is one. */
-bool built_for_hopper();
+/* step.cu: the architecture that the code was compiled for which this GPU runs, as 80; code that is compiled anew at load has its own number. */
+int code_version();
 /* attention.cu: whether this GPU, build and compute type have the attention kernels for Hopper; else *e is set. */
 bool hopper_attention_create(CudaBackend *, Error *e);
 

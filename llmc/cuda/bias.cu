@@ -14,7 +14,7 @@ enum { THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, WAVE = 132 * 4 /* block
  * Bytes: N OC elements read, the floor, and OC floats written for every `rows` rows (at 65,536 x 3,072: 0.4 %).
  * Order: a warp's rows ascending, then warps ascending. Error: rows / 8 + 8 roundings of float. */
 template <int W> __global__ void __launch_bounds__(THREADS, 4)
-bias_partial_kernel(float *partial, const elem *__restrict__ dout, size_t N, size_t OC, size_t rows) {
+bias_partial_kernel(float *partial, const elem *dout, size_t N, size_t OC, size_t rows) {
     begin_kernel();
     DYNAMIC_SHARED(float, sums); /* (WARPS, W, WARP): a lane's columns a warp's width apart, free of bank conflicts */
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -71,7 +71,7 @@ enum { SLICES = 32 };
  * at a time), then warp j adds the 32 sums of column j.
  * Bytes: n x columns floats read once, the floor. Order: a warp's rows ascending, then a tree over the warps. Error: n / 32 + 6 roundings. */
 __global__ void __launch_bounds__(SLICES * WARP)
-add_partials_kernel(float *first, size_t n_first, float *second, const float *__restrict__ partial, size_t n, size_t columns) {
+add_partials_kernel(float *first, size_t n_first, float *second, const float *partial, size_t n, size_t columns) {
     begin_kernel();
     DYNAMIC_SHARED(float, sums); /* (SLICES, WARP + 1): the padding keeps a column's reads in different banks */
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

@@ -30,6 +30,7 @@ struct Plan {
     int64_t next_uid;
     char why[300];            /* the first thing that failed; "" : nothing */
     char refused[300];        /* why the first engine did not take the graph */
+    int proposed, unsteady;   /* engines; of which not known to give the same bits twice */
 };
 struct Cudnn {
     cudnnHandle_t handle;
@@ -252,7 +253,8 @@ static bool choose(Plan *p, Desc graph, cudnnBackendHeurMode_t mode) {
     if (!works(p, status, "asking the heuristic")) return false;
     for (int64_t i = 0; i < n && i < CANDIDATES; i++) {
         int64_t bytes = 0, count = 0;
-        if (nondeterministic(p, configs[i])) continue;
+        p->proposed++;
+        if (nondeterministic(p, configs[i])) { p->unsteady++; continue; }
         Desc plan = make(p, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
         set_desc(p, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configs[i], "a plan's engine");
         if (!finish(p, plan, "the plan")) {
@@ -279,7 +281,7 @@ static void build(Plan *p, cudnnHandle_t handle) {
     if (choose(p, graph, CUDNN_HEUR_MODE_A)) return;
     *p->why = 0;
     if (choose(p, graph, CUDNN_HEUR_MODE_FALLBACK) || *p->why) return;
-    snprintf(p->why, sizeof p->why, "%s", *p->refused ? p->refused : "no deterministic engine takes it");
+    snprintf(p->why, sizeof p->why, "%.220s; of %d engines %d are not known to be deterministic", *p->refused ? p->refused : "no deterministic engine takes it", p->proposed, p->unsteady);
 }
 
 static void drop(Plan *p) {

@@ -139,7 +139,7 @@ template <class T> __device__ __forceinline__ T block_sum(T x, T *slots) {
 
 /* First of all in a kernel, or after what touches neither global memory nor another block (a Hopper kernel's barriers): from here on the stream's kernels before it
  * have ended and what they wrote is there; and the kernel behind may be launched, whose blocks come as this one's make room, and wait here (--early-launch;
- * without it both are true already). */
+ * without it both are true already). So no pointer of a kernel is __restrict__: what is read through one may be read before this (test_rooms.sh looks). */
 __device__ __forceinline__ void begin_kernel() {
 #ifdef LLMC_EMU
     emu::kernel_begun();

@@ -124,7 +124,10 @@ static bool recall_algorithm(const Matmul *m, Plan *plan, const char *value, dou
     plan->chosen.own = OwnChoice{0, 0};
     const bool ok = check_algorithm(m, plan, &plan->chosen.algo, &result);
     plan->chosen.workspace = result.workspaceSize;
-    return ok;
+    uint32_t scheme = 0;
+    size_t written;
+    return ok && cublasLtMatmulAlgoConfigGetAttribute(&plan->chosen.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme, &written) == CUBLAS_STATUS_SUCCESS &&
+           !(scheme & CUBLASLT_REDUCTION_SCHEME_INPLACE);
 }
 
 static bool recall_own(const CudaBackend *cuda, Plan *plan, const char *value, double *microseconds) {
@@ -217,7 +220,8 @@ static void add_candidate(Plan *plan, const cublasLtMatmulAlgo_t *algo, size_t w
 
 enum { MOST_ASKED = 64 };
 
-/* The heuristic's list, in the order of its estimates; bf16 results are never reduced in bf16. Returns those that fill the device less than
+/* The heuristic's list, in the order of its estimates; bf16 results are never reduced in bf16, and none in place, where cuBLAS promises that parts of k are added
+ * one at a time but not in which order. Returns those that fill the device less than
  * twice over: split-K may be worth more to them than the heuristic thinks. */
 static int ask_heuristic(Matmul *m, Plan *plan, size_t workspace, int ask, cublasLtMatmulAlgo_t few[], int most_few) {
     const Product *p = &plan->product;
@@ -225,7 +229,7 @@ static int ask_heuristic(Matmul *m, Plan *plan, size_t workspace, int ask, cubla
     cublasLtMatmulPreference_t preference;
     int n = 0, n_few = 0;
     const uint64_t limit = workspace;
-    const uint32_t reduction = p->c_float ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t reduction = p->c_float ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const uint32_t left = row_alignment(p->b_row, sizeof(elem)), right = row_alignment(p->a_row, sizeof(elem)), out = row_alignment(p->c_row, c_bytes(p));
     const struct { cublasLtMatmulPreferenceAttributes_t attribute; const void *value; size_t bytes; } settings[] = {
         {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &limit, sizeof limit}, {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},

@@ -43,7 +43,8 @@ __device__ __forceinline__ float in_bounds(float found, float exact, float bound
 /* samples[s] = (error, value) of the product at one element: the first, the last, the others scattered.  samples (PRODUCT_SAMPLES) =; all else in.
  * A warp: one sample; its lanes take every 32nd k. Bytes: a column or row of each matrix a sample, in sectors of 32 bytes at worst; it runs
  * when an algorithm is chosen, never in a step. Order of summation: by lanes, then a tree; float.
- * Bounds: 2^-18 of the sum of absolute values for other orders of summation (16 times a random walk at K = 65,536), 2^-7 of the result where
+ * Bounds: 2^-18 of the sum of absolute values for other orders of summation (16 times a random walk at K = 65,536; with longer K as its root, since tensor cores that
+ * truncate each step's sum are off by 1.5 times 2^-18 at K = 2^20), 2^-7 of the result where
  * it is rounded to bf16, and for the library's GELU 2^-8 of its argument or factor (its tanh has 2^-11). */
 __global__ void __launch_bounds__(THREADS) check_kernel(ProductSample *samples, Product p, Operands o) {
     begin_kernel();
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(THREADS) check_kernel(ProductSample *samples, 
     sum = warp_sum(sum), size = warp_sum(size), row = warp_sum(row), row_size = warp_sum(row_size);
     if (lane != 0) return; /* no barrier follows */
     const size_t at = m * p.c_row + n;
-    const float rounding = sizeof(elem) == 2 && !p.c_float ? 0x1p-7f : 0x1p-20f, order = 0x1p-18f * size;
+    const float rounding = sizeof(elem) == 2 && !p.c_float ? 0x1p-7f : 0x1p-20f, sums = fmaxf(0x1p-18f, 0x1p-26f * sqrtf((float)p.K)), order = sums * size;
     const float found = p.c_float ? ((const float *)o.c)[at] : to_float(((const elem *)o.c)[at]);
     float exact = sum, approximation = 0, error = 0;
     if (p.epilogue == EPI_BIAS || p.epilogue == EPI_BIAS_GELU) exact += to_float(o.bias[n]);
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(THREADS) check_kernel(ProductSample *samples, 
         exact = gelu_of(exact);
     }
     if (p.epilogue == EPI_DGELU) approximation = 0x1p-8f * fabsf(sum), exact *= slope_of(to_float(o.aux[at]));
-    if (p.epilogue == EPI_BIAS_GRAD) error = in_bounds(o.bias_grad[m], row, 0x1p-18f * row_size);
+    if (p.epilogue == EPI_BIAS_GRAD) error = in_bounds(o.bias_grad[m], row, sums * row_size);
     samples[s] = ProductSample{fmaxf(error, in_bounds(found, exact, rounding * fabsf(exact) + approximation + 2 * order)), found};
 }
 

@@ -253,7 +253,7 @@ matmul_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_const
 
 /* c (M, N) = or += the sum over i < n of partial[i] (M, N in rows of `row`), i ascending.  A thread: 4 neighbours of a row. Bytes: (n + 1 or 2) M N floats,
  * the floor. */
-template <bool ADD> __global__ void __launch_bounds__(256) split_sum_kernel(float *c, const float *__restrict__ partial, size_t M, size_t N, size_t row, size_t c_row, unsigned n) {
+template <bool ADD> __global__ void __launch_bounds__(256) split_sum_kernel(float *c, const float *partial, size_t M, size_t N, size_t row, size_t c_row, unsigned n) {
     begin_kernel();
     const size_t i = (size_t)blockIdx.x * 256 + threadIdx.x, m = i / (row / 4), at = i % (row / 4) * 4;
     if (m >= M || at >= N) return; /* no barrier follows */

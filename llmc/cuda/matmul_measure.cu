@@ -204,14 +204,16 @@ static bool make_room(Bench *b, size_t bytes, const char *instead) {
     return true;
 }
 
-/* Measured and kept; or, without memory for it, the heuristic's first choice, unchecked, and not kept for other runs. */
+/* Measured and kept; or, without memory for it, the heuristic's first choice, unchecked, and not kept for other runs; of epilogues the bias
+ * alone, which leaves nothing open. */
 static void choose(Bench *b, Matmul *m, Plan *plan) {
     Bench sizes = {};
-    if (make_room(b, place(&sizes, &plan->product), "the library's first choice is used")) {
+    if (make_room(b, place(&sizes, &plan->product), "the library's first choice is used, with no epilogue but a bias")) {
         measure(b, plan);
         keep_plan(m, plan);
     } else {
-        const bool library = plan->n_candidates && !plan->candidates[0].own.tile && plan->candidates[0].workspace <= b->cuda->scratch_bytes;
+        const Epilogue epilogue = plan->product.epilogue;
+        const bool library = (epilogue == EPI_NONE || epilogue == EPI_BIAS) && plan->n_candidates && !plan->candidates[0].own.tile && plan->candidates[0].workspace <= b->cuda->scratch_bytes;
         plan->state = library ? PLAN_CHOSEN : PLAN_PLAIN;
         plan->chosen = plan->candidates[0];
     }

@@ -94,6 +94,16 @@ __global__ void step_decide_kernel(StepState *s) {
     if (skip == SKIP_NONE) s->updates++;
 }
 
+int code_version() {
+#ifdef LLMC_EMU
+    return 90;
+#else
+    cudaFuncAttributes found = {};
+    cuda_check(cudaFuncGetAttributes(&found, step_decide_kernel), "asking for what step_decide_kernel was compiled");
+    return found.ptxVersion;
+#endif
+}
+
 void cuda_step_decide(Backend *b, const StepDecide *a) {
     CudaBackend *cuda = cuda_of(b);
     op_begin(cuda, OP_step_decide);

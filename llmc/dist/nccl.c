@@ -25,6 +25,7 @@ typedef struct {
     NcclApi api;
     void *nccl;
     DeviceQueue queue;
+    pthread_mutex_t calls;      /* NCCL's on the communicator, that for its errors included, which ends what others began: one at a time */
     pthread_t thread;
     pthread_mutex_t lock;       /* of this paragraph */
     pthread_cond_t changed;
@@ -50,6 +51,9 @@ static bool load(NcclApi *api, bool emulated, Error *e) {
 #endif
     const char *given = getenv("LLMC_NCCL"), *path = given && *given ? given : "libnccl.so.2";
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+#ifdef LLMC_NCCL_LIBRARY /* where the build found it, which may be none of the loader's places */
+    if (!library && !(given && *given)) library = dlopen(path = LLMC_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+#endif
     if (!library) return fail(e, EXIT_USAGE, "NCCL: %s; install it (Debian: libnccl2), name it in LLMC_NCCL, or give --transport host", dlerror());
     const struct { const char *name; size_t at; } functions[] = {
         {"ncclGetVersion", offsetof(NcclApi, get_version)}, {"ncclGetUniqueId", offsetof(NcclApi, get_unique_id)}, {"ncclCommInitRankConfig", offsetof(NcclApi, comm_init)},
@@ -181,6 +185,14 @@ __attribute__((noreturn)) static void stuck(Nccl *n, double limit) {
     end(n, EXIT_HANG, text, limit < 10 ? limit / 2 : 5);
 }
 
+static int after_call(Nccl *n, int result) { return pthread_mutex_unlock(&n->calls), result; }
+#define NCCL_CALL(n, call) (pthread_mutex_lock(&(n)->calls), after_call(n, (n)->api.call))
+
+static int errors_of(Nccl *n) {
+    int error = NCCL_OK, asked = n->api.async_error(n->nccl, &error);
+    return asked != NCCL_OK ? asked : error;
+}
+
 /* Asks when three quarters of the limit are over, so that all is said by its end. From the answers on, neither a rank that waits nor one that is waited for may
  * stand still for the rest of the limit. */
 static void *watch(void *arg) {
@@ -205,7 +217,7 @@ static void *watch(void *arg) {
         idle = moved ? 0 : idle + passed;
         pthread_mutex_unlock(&n->lock);
         int error = NCCL_OK;
-        n->api.async_error(n->nccl, &error);
+        if (!pthread_mutex_trylock(&n->calls)) error = after_call(n, errors_of(n)); /* else the caller looks itself */
         if (error != NCCL_OK && error != NCCL_IN_PROGRESS) broken(n, error);
         if (since_asked > patience) stuck(n, limit);
         if (n->comm.size == 1 && idle > limit) my_place(n, n->places), stuck(n, limit);
@@ -244,8 +256,8 @@ static CommTicket begins(Nccl *n, const char *name, size_t bytes) {
 /* A communicator that does not block may take its time to queue. The watch ends the process if it takes too long. */
 static void take(Nccl *n, int result) {
     while (result == NCCL_IN_PROGRESS) {
-        int asked = n->api.async_error(n->nccl, &result);
-        if (asked != NCCL_OK) result = asked;
+        pthread_mutex_lock(&n->calls);
+        result = after_call(n, errors_of(n));
         if (result == NCCL_IN_PROGRESS) usleep(20);
     }
     if (result != NCCL_OK) broken(n, result);
@@ -267,14 +279,15 @@ static CommTicket reduce_scatter_bf16(Nccl *n, float *data, size_t part) {
     for (size_t at = 0; at < part; at += most) {
         size_t m = part - at < most ? part - at : most;
         n->queue.round(n->queue.context, out, data + at, size, part, m, rank);
-        take(n, n->api.group_start());
-        for (size_t r = 0; r < size; r++) {
+        pthread_mutex_lock(&n->calls);
+        int result = n->api.group_start();
+        for (size_t r = 0; r < size && result == NCCL_OK; r++) {
             if (r == rank) continue;
             int sent = n->api.send(out + r * m, m, NCCL_BF16, (int)r, n->nccl, n->queue.stream), received = n->api.receive(in + r * m, m, NCCL_BF16, (int)r, n->nccl, n->queue.stream);
-            if (sent != NCCL_OK && sent != NCCL_IN_PROGRESS) broken(n, sent);
-            if (received != NCCL_OK && received != NCCL_IN_PROGRESS) broken(n, received);
+            if (sent != NCCL_OK && sent != NCCL_IN_PROGRESS) result = sent;
+            else if (received != NCCL_OK && received != NCCL_IN_PROGRESS) result = received;
         }
-        take(n, n->api.group_end());
+        take(n, after_call(n, result == NCCL_OK ? n->api.group_end() : result));
         n->queue.sum(n->queue.context, data + rank * part + at, in, size, rank, m);
     }
     return queued(n, t, NCCL_OK);
@@ -286,7 +299,7 @@ static CommTicket nccl_reduce_scatter(Comm *c, float *data, size_t count, Wire w
     CHECK(count % (size_t)c->size == 0, "%zu elements in %d parts", count, c->size);
     if (wire == WIRE_BF16) return reduce_scatter_bf16(n, data, part);
     CommTicket t = begins(n, "reduce_scatter", count * sizeof *data);
-    return queued(n, t, n->api.reduce_scatter(data, data + part * (size_t)c->rank, part, NCCL_FLOAT32, NCCL_SUM, n->nccl, n->queue.stream));
+    return queued(n, t, NCCL_CALL(n, reduce_scatter(data, data + part * (size_t)c->rank, part, NCCL_FLOAT32, NCCL_SUM, n->nccl, n->queue.stream)));
 }
 
 static CommTicket nccl_all_gather(Comm *c, void *data, size_t bytes) {
@@ -294,13 +307,13 @@ static CommTicket nccl_all_gather(Comm *c, void *data, size_t bytes) {
     size_t part = bytes / (size_t)c->size;
     CHECK(bytes % (size_t)c->size == 0, "%zu bytes in %d parts", bytes, c->size);
     CommTicket t = begins(n, "all_gather", bytes);
-    return queued(n, t, n->api.all_gather((char *)data + part * (size_t)c->rank, data, part, NCCL_UINT8, n->nccl, n->queue.stream));
+    return queued(n, t, NCCL_CALL(n, all_gather((char *)data + part * (size_t)c->rank, data, part, NCCL_UINT8, n->nccl, n->queue.stream)));
 }
 
 static CommTicket nccl_all_reduce(Comm *c, double *data, size_t count) {
     Nccl *n = (Nccl *)c;
     CommTicket t = begins(n, "all_reduce", count * sizeof *data);
-    return queued(n, t, n->api.all_reduce(data, data, count, NCCL_FLOAT64, NCCL_SUM, n->nccl, n->queue.stream));
+    return queued(n, t, NCCL_CALL(n, all_reduce(data, data, count, NCCL_FLOAT64, NCCL_SUM, n->nccl, n->queue.stream)));
 }
 
 static CommTicket nccl_call(Comm *c, void (*fn)(void *), void *arg) {
@@ -353,6 +366,7 @@ static void nccl_destroy(Comm *c) {
     if (settled(n, n->api.finalize(n->nccl), 5, &error)) n->api.destroy(n->nccl);
     else n->api.abort(n->nccl);
     pthread_mutex_destroy(&n->lock);
+    pthread_mutex_destroy(&n->calls);
     pthread_cond_destroy(&n->changed);
     free(n->places);
     free(n);
@@ -385,6 +399,7 @@ Comm *nccl_comm_create(Comm *host, const DeviceQueue *queue, double limit, Error
                      .phase = nccl_phase, .destroy = nccl_destroy};
     n->places = xcalloc((size_t)host->size, sizeof *n->places);
     pthread_mutex_init(&n->lock, NULL);
+    pthread_mutex_init(&n->calls, NULL);
     pthread_cond_init(&n->changed, NULL);
     nccl_phase(&n->comm, "start", -1, limit);
     sigset_t all, before;
