@@ -185,6 +185,15 @@ __attribute__((noreturn)) static void stuck(Nccl *n, double limit) {
     end(n, EXIT_HANG, text, limit < 10 ? limit / 2 : 5);
 }
 
+/* With n->lock: until something changes, or a tick is over. */
+static void tick(Nccl *n) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += TICK * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L, until.tv_nsec %= 1000000000L;
+    pthread_cond_timedwait(&n->changed, &n->lock, &until);
+}
+
 static int after_call(Nccl *n, int result) { return pthread_mutex_unlock(&n->calls), result; }
 #define NCCL_CALL(n, call) (pthread_mutex_lock(&(n)->calls), after_call(n, (n)->api.call))
 
@@ -202,11 +211,7 @@ static void *watch(void *arg) {
     double idle = 0, since_asked = -1, looked = seconds_now(); /* since_asked: -1, nobody has asked since something moved */
     pthread_mutex_lock(&n->lock);
     while (!n->closing) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += TICK * 1000000L;
-        until.tv_sec += until.tv_nsec / 1000000000L, until.tv_nsec %= 1000000000L;
-        pthread_cond_timedwait(&n->changed, &n->lock, &until);
+        tick(n);
         double now = seconds_now(), passed = now - looked, limit = n->limit, patience = limit < 20 ? limit / 4 : 5;
         const Place *mine = &n->places[n->comm.rank]; /* when asked */
         bool ended = n->done != seen || n->phases != phases, moved = n->done == n->given || ended;
@@ -359,10 +364,16 @@ static void nccl_destroy(Comm *c) {
     Nccl *n = (Nccl *)c;
     int error;
     pthread_mutex_lock(&n->lock);
+    for (double until = seconds_now() + 5; n->done < n->given && seconds_now() < until;) tick(n);
+    const bool ended = n->done == n->given;
     n->closing = true;
     pthread_cond_broadcast(&n->changed);
     pthread_mutex_unlock(&n->lock);
     pthread_join(n->thread, NULL);
+    if (!ended) { /* after an error: the device may still come to has_ended, so n stays */
+        n->api.abort(n->nccl);
+        return;
+    }
     if (settled(n, n->api.finalize(n->nccl), 5, &error)) n->api.destroy(n->nccl);
     else n->api.abort(n->nccl);
     pthread_mutex_destroy(&n->lock);
