@@ -8,7 +8,7 @@
 # curves (PyTorch's loss curve against ours, dev/bench/loss_curves.sh) then gets all the time that is left, else two minutes.
 # LLMC_COMMIT: what to call the sources where this is no git checkout.
 # LLMC_RECORD_DEVICE=emu: the same on the emulator with tiny shapes, to test this script; its figures mean nothing.
-# Exit: 0 all parts done, 1 a part failed (the record says which), 2 usage, 3 no GPU.
+# Exit: 0 all parts done, 1 a part failed (the record says which; there is none where programs do not build), 2 usage, 3 no GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 device=${LLMC_RECORD_DEVICE:-cuda} out='' budget=530 peers=() only=''

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 static int test_passed, test_failed, test_skipped;
 static int test_errors;            /* of the test that is running */
 static const char *test_name = "", *test_filter;
@@ -39,6 +40,14 @@ static inline void test_run(const char *name, void (*fn)(void)) {
 }
 /* argv[1], when given, is a part of the names of the tests to run. */
 static inline void test_start(int argc, char **argv) { if (argc > 1) test_filter = argv[1]; }
+/* The environment's `variable` names the file that was built beside this program: a library's stand-in. */
+static inline void use_beside(const char *variable, const char *file) {
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
+    path[n < 0 ? 0 : n] = 0;
+    snprintf(strrchr(path, '/') ? strrchr(path, '/') + 1 : path, 64, "%s", file);
+    setenv(variable, path, 1);
+}
 static inline int test_done(void) {
     printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);
     return test_failed ? 1 : 0;

@@ -469,25 +469,15 @@ static void run_large_gelu(const char *name) {
 
 static bool products_alone;
 static bool has_products(int op) { return op == OP_linear_forward || op == OP_linear_backward || op == OP_head_loss; }
-/* Attention once more, by the kernels for Hopper; LLMC_TEST_HOPPER=0 leaves out what is for Hopper. At the very end, since kernels that wait on barriers may wait for ever. */
-static void run_hopper(void) {
-    CudaOptions options = {.dtype = "bf16", .attention = "hopper", .fuse_gelu = true, .graphs = true};
+/* Attention once more, by the kernels for Hopper or by cuDNN, where the GPU or the build has them: what their figures stand beside must compute the same. */
+static void run_attention(const char *which) {
+    CudaOptions options = {.dtype = "bf16", .attention = which, .fuse_gelu = true, .graphs = true};
     options.early_launch = !strcmp(DEVICE_NAME, "emu"); /* there a kernel that begins too late is noticed, and on a GPU one thing is tried after the other */
-    const char *title = DEVICE_NAME " bf16 hopper";
+    char title[64];
     Error e = {0};
+    snprintf(title, sizeof title, DEVICE_NAME " bf16 %s", which);
     gpu = device_backend_create(&options, &e);
-    if (!gpu) { test_skipped++, printf("skipped attention for Hopper: %s\n", e.text); return; }
-    run_op(title, OP_attention_forward), run_op(title, OP_attention_backward), run_growing_scores(title);
-    gpu->destroy(gpu);
-}
-
-/* And by cuDNN where the build has it: what its figures stand beside must compute the same. */
-static void run_cudnn(void) {
-    const CudaOptions options = {.dtype = "bf16", .attention = "cudnn", .fuse_gelu = true, .graphs = true};
-    const char *title = DEVICE_NAME " bf16 cudnn";
-    Error e = {0};
-    gpu = device_backend_create(&options, &e);
-    if (!gpu) { test_skipped++, printf("skipped cudnn: %s\n", e.text); return; }
+    if (!gpu) { test_skipped++, printf("skipped attention by %s: %s\n", which, e.text); return; }
     run_op(title, OP_attention_forward), run_op(title, OP_attention_backward), run_growing_scores(title);
     gpu->destroy(gpu);
 }
@@ -514,13 +504,13 @@ static Backend *create(const CudaOptions *o, Error *e) {
 int main(int argc, char **argv) {
     test_start(argc, argv);
     backends_run_device(DEVICE_NAME, create, run_on);
-    const char *wanted = getenv("LLMC_TEST_HOPPER");
+    const char *wanted = getenv("LLMC_TEST_HOPPER"); /* 0: without what is for Hopper alone, and without other libraries' attention */
     if (wanted && !strcmp(wanted, "0")) return test_done();
     Error e = {0};
     cpu = cpu_backend_create(&e);
     CHECK(cpu, "%s", e.text);
-    if (!strcmp(DEVICE_NAME, "cuda")) run_cudnn();
-    run_hopper();
+    if (!strcmp(DEVICE_NAME, "cuda")) run_attention("cudnn");
+    run_attention("hopper"); /* late, since kernels that wait on barriers may wait for ever */
     cpu->destroy(cpu);
     if (strcmp(DEVICE_NAME, "cuda")) return test_done(); /* emulated they pass too, in three minutes; every commit runs test_matmul_hopper */
     Backend *own = device_backend_create(&(CudaOptions){.dtype = "bf16", .attention = "ours", .fuse_gelu = true, .graphs = true, .own_products = OWN_ONLY}, &e);

@@ -2,7 +2,6 @@
  * (cupti_mock.c, built beside this program) where a toolkit's header is there. */
 #include "dev/bench/kernel_cupti.h"
 #include "test.h"
-#include <unistd.h>
 #ifdef LLMC_CUPTI_LIBRARY
 #include <cupti.h>
 #include <stddef.h>
@@ -236,14 +235,6 @@ TEST(without_the_library_it_says_so) {
     refused("libcupti has no cuptiActivityRegisterCallbacks");
 }
 
-static void use_mock(void) {
-    char path[4096];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 20);
-    path[n < 0 ? 0 : n] = 0;
-    strcpy(strrchr(path, '/') ? strrchr(path, '/') + 1 : path, "cupti_mock.so");
-    setenv("LLMC_CUPTI", path, 1);
-}
-
 /* Warm-up that is thrown away, then steps. */
 static bool traced(Trace *t, Error *e) { return cupti_begin(t, e) && cupti_discard(e) && cupti_end(e); }
 
@@ -346,7 +337,7 @@ int main(int argc, char **argv) {
     RUN(in_words_and_as_json);
 #ifdef LLMC_CUPTI_LIBRARY
     RUN(without_the_library_it_says_so);
-    use_mock();
+    use_beside("LLMC_CUPTI", "cupti_mock.so");
     RUN(a_library_that_refuses);
     RUN(records_arrive);
     RUN(many_buffers);

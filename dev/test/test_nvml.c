@@ -1,7 +1,6 @@
 /* P30, the reading of it: a GPU's health through NVML, against a library of ours (nvml_mock.c, built beside this program). */
 #include "llmc/cuda/nvml.h"
 #include "test.h"
-#include <unistd.h>
 
 #define GPU "00000000:19:00.0"
 
@@ -11,14 +10,6 @@ TEST(without_a_library_it_says_no) {
     setenv("LLMC_NVML", "/nowhere/libnvidia-ml.so", 1);
     EXPECT(!nvml_read(GPU, &h), "read");
     EXPECT(isnan(h.watts) && isnan(h.celsius) && isnan(h.sm_mhz) && h.throttle == 0 && !*h.throttle_text && h.ecc_uncorrected == -1, "unknowns are not marked");
-}
-
-static void use_mock(void) {
-    char path[4096];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 20);
-    path[n < 0 ? 0 : n] = 0;
-    strcpy(strrchr(path, '/') ? strrchr(path, '/') + 1 : path, "nvml_mock.so");
-    setenv("LLMC_NVML", path, 1);
 }
 
 TEST(a_driver_that_does_not_start) {
@@ -55,7 +46,7 @@ TEST(another_gpu_is_not_there) {
 int main(int argc, char **argv) {
     test_start(argc, argv);
     RUN(without_a_library_it_says_no);
-    use_mock();
+    use_beside("LLMC_NVML", "nvml_mock.so");
     RUN(a_driver_that_does_not_start);
     RUN(figures_are_read);
     RUN(throttling_in_bits_and_words);
